@@ -9,14 +9,23 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from prmkit.errors import DataError
 
-__all__ = ["JsonlWriter", "read_json", "read_jsonl", "repair_jsonl", "write_atomic", "write_json"]
+__all__ = [
+    "JsonlWriter",
+    "expand_paths",
+    "parse_json_line",
+    "read_json",
+    "read_jsonl",
+    "repair_jsonl",
+    "write_atomic",
+    "write_json",
+]
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
@@ -32,8 +41,8 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -53,6 +62,37 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
+
+
+def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Files that a path names: a file itself, a folder's `*.jsonl` files, or what a glob pattern finds, sorted.
+
+    Several paths give their files in the order given. DataError names the path that gives none.
+    """
+    files: list[Path] = []
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        place = Path(path)
+        if place.is_dir():
+            found = sorted(place.glob("*.jsonl"))
+        elif place.is_file():
+            found = [place]
+        else:
+            found = _matches(place)
+        if not found:
+            raise DataError(f"{path}: no such file")
+        files += found
+    return files
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Files that fit a pattern, which may be absolute."""
+    fixed = 0
+    while fixed < len(pattern.parts) and not set("*?[") & set(pattern.parts[fixed]):
+        fixed += 1
+    if fixed == len(pattern.parts):
+        return []
+    found = Path(*pattern.parts[:fixed]).glob(str(Path(*pattern.parts[fixed:])))
+    return sorted(name for name in found if name.is_file())
 
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:

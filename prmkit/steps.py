@@ -92,12 +92,14 @@ class PRMFormat:
 
     The input is, piece by piece: [bos] `prologue` question `after_question`, then for step i = 1, 2, ...:
     `before_step` (with `{i}`) step `after_step`, the tag, `after_tag`. The texts `before_step`, step and `after_step`
-    are tokenised together (one piece), the tag alone. `after_tag` is left out behind the last step. With `chat` the
-    pieces between are those of the tokenizer's chat template.
+    are tokenised together (one piece), the tag alone. `before_first` opens the first step's piece: a space that
+    tokenizers join to the word behind it. `after_tag` is left out behind the last step. With `chat` the pieces
+    between are those of the tokenizer's chat template.
 
     Attributes:
         prologue: text before the question.
-        after_question: text between question and first step.
+        after_question: text behind the question, in its piece.
+        before_first: text before the first step, in the step's piece, in front of `before_step`.
         before_step: text before every step; `{i}` is its number, from 1.
         after_step: text after every step, inside the step's piece.
         tag: text whose token ids are appended after every step; empty only with read = "step_end".
@@ -115,6 +117,7 @@ class PRMFormat:
 
     prologue: str = ""
     after_question: str = "\n"
+    before_first: str = ""
     before_step: str = ""
     after_step: str = ""
     tag: str = "\n"
@@ -268,9 +271,9 @@ class BoundStepFormat:
         return (*self.encode_piece(solution), self.eos_id)
 
     def split_text(self, solution: str) -> tuple[str, ...]:
-        """Steps of a solution text: split at the separator, blank steps dropped, surrounding space kept inside."""
-        parts = solution.split(self.spec.policy.separator)
-        return tuple(part for part in parts if part.strip())
+        """Steps of a solution text: split at the separator, surrounding white space removed, blank steps dropped."""
+        parts = (part.strip() for part in solution.split(self.spec.policy.separator))
+        return tuple(part for part in parts if part)
 
     def split_ids(self, token_ids: Sequence[int], logprobs: Sequence[float] = ()) -> tuple[Step, ...]:
         """Steps of generated ids. A step ends with the token that completes the separator; blank steps join the next.
@@ -304,7 +307,7 @@ class BoundStepFormat:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of generated ids, end-of-sequence ids left out."""
         kept = [token for token in token_ids if token != self.eos_id]
-        return self.tokenizer.decode(kept, skip_special_tokens=False)
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 
     def _may_end_step(self, token: int) -> bool:
         """Can this token complete a separator? Judged by its own text once; a partial character always may."""
@@ -315,8 +318,9 @@ class BoundStepFormat:
         return known
 
     def _step(self, text: str, ids: Sequence[int], logprobs: Sequence[float], start: int, end: int) -> Step:
-        parts = [part for part in text.split(self.spec.policy.separator) if part.strip()]
-        return Step(self.spec.policy.separator.join(parts), tuple(ids[start:end]), tuple(logprobs[start:end]))
+        return Step(
+            self.spec.policy.separator.join(self.split_text(text)), tuple(ids[start:end]), tuple(logprobs[start:end])
+        )
 
     # -- the PRM's side ---------------------------------------------------------------------------------------------
 
@@ -334,12 +338,14 @@ class BoundStepFormat:
             text = prm.before_step.replace("{i}", str(number)) + step + prm.after_step
             if number > 1:
                 ids += self._next
-            elif prm.chat == "turns":
-                text = first + text
             else:
-                ids += self.encode_piece(first) if ids else self._first_piece(first)
-                ids += self._step_open
-            ids += self.encode_piece(text) if ids else self._first_piece(text)
+                text = prm.before_first + text
+                if prm.chat == "turns":
+                    text = first + text
+                else:
+                    ids += self._first_piece(first) if prm.chat == "none" else self.encode_piece(first)
+                    ids += self._step_open
+            ids += self.encode_piece(text)
             ids += self._step_close
             positions.append(len(ids) - 1 if prm.read != "tag" else len(ids) + len(self.tag_ids) - 1)
             ids += self.tag_ids
@@ -356,6 +362,7 @@ class BoundStepFormat:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _first_piece(self, text: str) -> list[int]:
+        """Ids of a text that begins a sequence: the tokenizer may put its usual space before it."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     # -- binding ----------------------------------------------------------------------------------------------------
@@ -440,7 +447,8 @@ def _presets() -> dict[str, StepFormat]:
             "math-shepherd",
             plain,
             PRMFormat(
-                after_question=" ",
+                after_question="",
+                before_first=" ",
                 before_step="Step {i}: ",
                 tag=" ки",
                 after_tag="\n",
@@ -452,9 +460,11 @@ def _presets() -> dict[str, StepFormat]:
         StepFormat(
             "math-psa",
             qwen,
-            PRMFormat(after_question=" ", tag=" \n\n\n\n\n", positive=" +", negative=" -"),
+            PRMFormat(after_question="", before_first=" ", tag=" \n\n\n\n\n", positive=" +", negative=" -"),
         ),
-        StepFormat("rlhflow", plain, PRMFormat(after_question=" ", tag="+", chat="turns", read="before_tag")),
+        StepFormat(
+            "rlhflow", plain, PRMFormat(after_question="", before_first=" ", tag="+", chat="turns", read="before_tag")
+        ),
         StepFormat(
             "skywork",
             plain,

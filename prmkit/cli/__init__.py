@@ -1,0 +1,133 @@
+"""`prm`: parses the subcommand first and imports what it needs afterwards, so that help answers at once.
+
+Every subcommand is a module with `run(argv) -> int` that parses its own arguments and prints its own help. User
+errors (`PrmkitError`) end in one line on stderr and status 2; anything else is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prmkit.errors import PrmkitError
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand: the module and function that run it (imported on use), and its line in `prm --help`."""
+
+    module: str
+    summary: str
+    function: str = "run"
+
+
+COMMANDS: dict[str, Command] = {
+    "fit": Command("prmkit.cli.fit", "train a policy (SFT) or a process reward model from a config", "fit"),
+    "validate": Command("prmkit.cli.fit", "one pass over the validation data of a config", "validate"),
+    "test": Command("prmkit.cli.fit", "one pass over the test data of a config", "test"),
+    "predict": Command("prmkit.cli.fit", "write a PRM's step scores to predictions.jsonl", "predict"),
+    "annotate": Command("prmkit.cli.annotate", "sample a policy and label its steps by Monte-Carlo rollouts"),
+    "search": Command("prmkit.cli.search", "solve problems with best-of-N under a PRM; accuracy against budget"),
+    "demo": Command("prmkit.cli.demo", "the whole loop on built-in data, in minutes on a laptop"),
+    "doctor": Command("prmkit.cli.doctor", "what is installed, which devices, what is missing and how to get it"),
+}
+
+
+class _ToStderr(logging.Handler):
+    """Prints log lines to what `sys.stderr` is at the moment; logging's own handler keeps the one it found first."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+_log_handler = _ToStderr()
+
+EXAMPLES = """examples:
+  prm demo                                                  train, annotate, judge and search, from nothing
+  prm fit --config configs/sft/accumulator.yaml             train a policy
+  prm fit --config configs/prm/accumulator.yaml --ckpt_path last --model.optimizer.lr 5e-4
+  prm fit --config configs/prm/accumulator.yaml --print_config
+  prm doctor                                                check the installation"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `prm`. Returns the exit status: 0, 2 for a user's error, 130 when interrupted.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process. `--debug` anywhere in them, or
+            `PRMKIT_DEBUG=1`, shows the traceback of a user's error too.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or os.environ.get("PRMKIT_DEBUG", "") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except PrmkitError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:  # argparse ends `--help` and usage errors this way
+        return _status(stop.code)
+
+
+def _status(code: str | int | None) -> int:
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        return 1
+    return code or 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(f"prmkit {importlib.metadata.version('prmkit')}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    command = COMMANDS.get(name)
+    if command is None:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean `prm {near[0]}`?" if near else f"Known: {', '.join(COMMANDS)}."
+        raise PrmkitError(f"prm {name}: no such command. {hint} `prm --help` lists them.")
+    _configure_logging()
+    function = getattr(importlib.import_module(command.module), command.function)
+    status: int = function(rest)
+    return status
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: prm [--version] [--debug] <command> [arguments]\n\n"
+        "Train a policy and a process reward model (PRM) that improve each other.\n\n"
+        f"commands:\n{lines}\n\n"
+        f"{EXAMPLES}\n\n"
+        "`prm <command> --help` explains a command. `--debug` shows the traceback of a reported error."
+    )
+
+
+def _configure_logging() -> None:
+    """Send the packages' own log lines to stderr: INFO on the first process of a run, warnings on the others."""
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    for package in ("prmkit", "lightning_modules", "datamodules", "callbacks", "registry"):
+        logger = logging.getLogger(package)
+        logger.addHandler(_log_handler)
+        logger.setLevel(logging.INFO if rank == "0" else logging.WARNING)

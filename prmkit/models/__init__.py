@@ -1,0 +1,27 @@
+"""Models: the policy and the process reward model, where they come from, and the folders they live in."""
+
+from prmkit.models.folders import ModelCard, atomic_folder, read_card, resolve_folder
+from prmkit.models.lora import LoraSpec, merged_state_dict
+from prmkit.models.policy import LoadedPolicy, build_policy, checked_lm_head, hidden_states, load_policy, save_policy
+from prmkit.models.prm import PRMModel, build_prm
+from prmkit.models.source import ModelSource, load_tokenizer, read_tokenizer
+
+__all__ = [
+    "LoadedPolicy",
+    "LoraSpec",
+    "ModelCard",
+    "ModelSource",
+    "PRMModel",
+    "atomic_folder",
+    "build_policy",
+    "build_prm",
+    "checked_lm_head",
+    "hidden_states",
+    "load_policy",
+    "load_tokenizer",
+    "merged_state_dict",
+    "read_card",
+    "read_tokenizer",
+    "resolve_folder",
+    "save_policy",
+]

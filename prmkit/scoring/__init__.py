@@ -1,0 +1,20 @@
+"""Scorers score steps. See `prmkit.types.StepScorer`; importing this package does not import torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prmkit.scoring.table import TableScorer
+
+if TYPE_CHECKING:
+    from prmkit.scoring.prm import PRMScorer, ScorerStats
+
+__all__ = ["PRMScorer", "ScorerStats", "TableScorer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("PRMScorer", "ScorerStats"):
+        from prmkit.scoring import prm
+
+        return getattr(prm, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,54 @@
+# Everything sets itself up in .venv; a new machine needs Python 3.11+, pip, make and git.
+PYTHON ?= python3
+SEED ?= 0
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Processes that share few cores should not spin while they wait.
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup demo test test-slow lint types contracts wheel check benchmarks clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## create .venv and install prmkit with its development tools
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: setup ## train a policy and a PRM and compare best-of-N with majority voting (about 5 minutes)
+	$(BIN)/prm demo --seed $(SEED)
+
+test: setup ## the fast tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+test-slow: setup ## the tests marked slow
+	$(BIN)/python -m pytest -m slow -q
+
+lint: setup ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## mypy, strict on the core and the registry
+	$(BIN)/mypy
+
+contracts: setup ## import contracts
+	$(BIN)/lint-imports --no-cache
+
+wheel: setup ## build the wheel and try it installed in another folder
+	$(BIN)/python tests/wheel/check_wheel.py
+
+check: lint types contracts test wheel ## all checks
+
+benchmarks: setup ## the measurements of benchmarks/, one after the other
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/prm_memory.py
+
+clean: ## remove what was built, not the environment or runs/
+	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

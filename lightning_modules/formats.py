@@ -1,0 +1,31 @@
+"""The step format of a module, known as soon as it is made: data modules need it before there is a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prmkit.models import ModelSource, load_tokenizer
+from prmkit.models.source import resolve_source
+from prmkit.steps import BoundStepFormat, StepFormat, get_step_format
+
+__all__ = ["bind_format"]
+
+
+def bind_format(source: ModelSource, step_format: str | dict[str, Any] | None) -> BoundStepFormat:
+    """A step format in the ids of a source's tokenizer.
+
+    Args:
+        source: where the model comes from.
+        step_format: a preset's name, a file or folder, or a mapping of fields; None is the format in the source's
+            folder, or "plain" for a model of random weights.
+
+    Raises:
+        StepFormatError: the folder has no format, or the tokenizer cannot express it.
+    """
+    if step_format is not None:
+        spec = get_step_format(step_format)
+    elif source.path is not None:
+        spec = StepFormat.load(resolve_source(source))
+    else:
+        spec = get_step_format("plain")
+    return spec.bind(load_tokenizer(source))

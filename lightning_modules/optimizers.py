@@ -1,0 +1,122 @@
+"""Optimiser and learning-rate schedule of all LightningModules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from prmkit.errors import ConfigError
+
+__all__ = ["OptimizerConfig", "build_optimizer", "lr_factor", "parameter_groups"]
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up and decay.
+
+    Attributes:
+        lr: highest learning rate, positive.
+        schedule: what follows the warm-up: "cosine" or "linear" decay to min_lr_ratio at the last optimiser step of
+            the fit, or "constant".
+        warmup_steps: optimiser steps of linear warm-up from 0; None takes warmup_ratio.
+        warmup_ratio: warm-up as a share of all optimiser steps, in [0, 1).
+        min_lr_ratio: learning rate at the end of the decay as a share of lr, in [0, 1].
+        weight_decay: decoupled weight decay of matrices; biases and norms (tensors of one dimension) get none.
+        betas: decay rates of the first and second moment, each in [0, 1).
+        eps: added to the denominator, positive.
+    """
+
+    lr: float = 1e-5
+    schedule: Schedule = "cosine"
+    warmup_steps: int | None = None
+    warmup_ratio: float = 0.03
+    min_lr_ratio: float = 0.0
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ConfigError("optimizer.lr", self.lr, "a positive number")
+        if self.schedule not in ("cosine", "linear", "constant"):
+            raise ConfigError("optimizer.schedule", self.schedule, "cosine | linear | constant")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ConfigError("optimizer.warmup_steps", self.warmup_steps, "an integer of at least 0, or None")
+        if not 0.0 <= self.warmup_ratio < 1.0:
+            raise ConfigError("optimizer.warmup_ratio", self.warmup_ratio, "a number in [0, 1)")
+        if not 0.0 <= self.min_lr_ratio <= 1.0:
+            raise ConfigError("optimizer.min_lr_ratio", self.min_lr_ratio, "a number in [0, 1]")
+        if self.weight_decay < 0:
+            raise ConfigError("optimizer.weight_decay", self.weight_decay, "a number of at least 0")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ConfigError("optimizer.betas", self.betas, "two numbers in [0, 1)")
+        if not self.eps > 0:
+            raise ConfigError("optimizer.eps", self.eps, "a positive number")
+
+
+def lr_factor(step: int, *, total: float, warmup: int, schedule: Schedule, floor: float) -> float:
+    """Share of the highest learning rate at an optimiser step, in [0, 1].
+
+    Args:
+        step: optimiser steps done; 0 for the first.
+        total: optimiser steps of the whole fit; only "constant" may have infinitely many.
+        warmup: steps of linear warm-up; the first of them already moves, at 1 / warmup.
+        schedule: see `OptimizerConfig`.
+        floor: share at the end of the decay.
+
+    >>> [lr_factor(s, total=6, warmup=2, schedule="linear", floor=0.0) for s in range(7)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup) / max(1.0, total - warmup))
+    left = 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return floor + (1.0 - floor) * left
+
+
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: matrices with decay, vectors (biases, norms) without; frozen parameters left out."""
+    trained = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig, total_steps: float) -> dict[str, Any]:
+    """What `configure_optimizers` returns: AdamW and its schedule, stepped after every optimiser step.
+
+    Args:
+        parameters: of the model; frozen ones are left out.
+        config: the settings.
+        total_steps: optimiser steps of the whole fit; infinite when the fit has no end of its own.
+
+    Raises:
+        ConfigError: a decay or a warm-up ratio over a fit without an end.
+    """
+    endless = math.isinf(total_steps)
+    if endless and (config.schedule != "constant" or config.warmup_steps is None):
+        raise ConfigError(
+            "trainer.max_steps",
+            -1,
+            "a positive number with data of unknown length",
+            'Or set optimizer.schedule to "constant" and optimizer.warmup_steps.',
+        )
+    warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * total_steps)
+    factor = partial(lr_factor, total=total_steps, warmup=warmup, schedule=config.schedule, floor=config.min_lr_ratio)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(parameters, config.weight_decay), lr=config.lr, betas=config.betas, eps=config.eps
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

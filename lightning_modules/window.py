@@ -1,0 +1,52 @@
+"""What the training logs say of one optimiser step: sums over its micro-batches and over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from prmkit.losses import LossOutput, world_size
+
+__all__ = ["WindowSums", "gradient_norm", "token_count"]
+
+
+class WindowSums:
+    """Loss, items and tokens since the last optimiser step, on this rank."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, output: LossOutput, batch: Any) -> None:
+        """Count one micro-batch."""
+        new = torch.stack([output.loss_sum.detach(), output.count, token_count(batch)])
+        self._sums = new if self._sums is None else self._sums + new
+
+    def pop(self) -> dict[str, Tensor]:
+        """Figures of the window over all ranks, and start anew. Collective.
+
+        Returns:
+            `loss` per item, `targets` (items of the loss) and `tokens` (tokens fed to the model).
+        """
+        assert self._sums is not None, "no micro-batch since the last optimiser step"
+        sums, self._sums = self._sums, None
+        if world_size() > 1:
+            dist.all_reduce(sums)
+        loss_sum, count, tokens = sums
+        return {"loss": loss_sum / count.clamp(min=1), "targets": count, "tokens": tokens}
+
+
+def token_count(batch: Any) -> Tensor:
+    """Tokens of a batch, a scalar: those of its attention mask, or all where it has none (packed rows)."""
+    if batch.attention_mask is None:
+        return torch.tensor(batch.input_ids.numel(), device=batch.input_ids.device)
+    return cast(Tensor, batch.attention_mask.sum())
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor | None:
+    """2-norm of all gradients; None where the strategy keeps them elsewhere, as sharded ones do."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients) if gradients else None

@@ -1,0 +1,148 @@
+"""A JSON-lines file that grows chunk by chunk, so that a killed run goes on and ends byte for byte as if undisturbed.
+
+Beside `<out>` stands `<out>.meta.json` with the settings that decide the content, the number of whole chunks, and the
+bytes they take. A chunk is appended first and acknowledged in the meta file second (atomically); whatever lies behind
+the acknowledged bytes when a file is opened again belongs to an unfinished chunk and is cut off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from prmkit.errors import ConfigError, DataError
+from prmkit.io import read_json, write_json
+
+__all__ = ["ChunkedOutput", "meta_path"]
+
+_SCHEMA = 1
+_OWN = ("schema", "complete", "progress", "settings")
+
+
+def meta_path(path: str | Path) -> Path:
+    """Where the settings and the progress of an output are kept."""
+    path = Path(path)
+    return path.with_name(path.name + ".meta.json")
+
+
+class ChunkedOutput:
+    """Opens an output for writing, or for going on where its last whole chunk ended. A context manager.
+
+    Args:
+        path: the JSON-lines file.
+        settings: everything that decides the content, as JSON values; an existing output must have been made with the
+            same.
+        overwrite: begin anew, whatever is there.
+
+    Attributes:
+        chunks: whole chunks in the file.
+        lines: lines in the file.
+        state: what the caller gave with the last chunk, `{}` before the first: running totals, say. Its keys stand in
+            the meta file beside `schema`, `complete`, `progress` and `settings`, which they may not repeat.
+        complete: `finish` was called.
+
+    Raises:
+        ConfigError: the output exists with other settings; the first that differs is named.
+        DataError: the file is not an output of this kind, is shorter than its meta file says, or is being written by
+            another process.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        known = not overwrite and meta_path(self.path).exists()
+        meta = read_json(meta_path(self.path)) if known else {}
+        if known:
+            self._check(meta)
+        elif not overwrite and self.path.exists() and self.path.stat().st_size > 0:
+            raise DataError(f"{self.path}: exists without {meta_path(self.path).name}; give another path or overwrite")
+        progress = meta.get("progress", {})
+        self.chunks = int(progress.get("chunks", 0))
+        self.lines = int(progress.get("lines", 0))
+        self.complete = bool(meta.get("complete", False))
+        self.state: dict[str, Any] = {name: value for name, value in meta.items() if name not in _OWN}
+        self._bytes = int(progress.get("bytes", 0))
+        self._file = self._open()
+        self._save(self.state)
+
+    def _open(self) -> Any:
+        file = self.path.open("ab", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise DataError(f"{self.path}: another process is writing it") from None
+        size = os.fstat(file.fileno()).st_size
+        if size < self._bytes:
+            file.close()
+            raise DataError(
+                f"{self.path}: {size} bytes, but {meta_path(self.path).name} acknowledges {self._bytes}; the file was "
+                f"cut or replaced. Restore it, or begin anew with overwrite."
+            )
+        file.truncate(self._bytes)
+        return file
+
+    def _check(self, meta: Mapping[str, Any]) -> None:
+        if meta.get("schema") != _SCHEMA:
+            raise DataError(f"{meta_path(self.path)}: schema {meta.get('schema')!r}; this version reads {_SCHEMA}")
+        old, new = _flat(meta["settings"]), _flat(self.settings)
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                raise ConfigError(
+                    name,
+                    new.get(name),
+                    f"{old.get(name)!r}, which {self.path} was made with",
+                    "Give another output path, or begin anew with --overwrite true.",
+                )
+
+    def append(self, records: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> None:
+        """Add a whole chunk (it may be empty), then acknowledge it together with the state. NaN is a ValueError."""
+        lines = [json.dumps(r, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n" for r in records]
+        data = "".join(lines).encode()
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+        os.fsync(self._file.fileno())
+        self.chunks += 1
+        self.lines += len(lines)
+        self._bytes += len(data)
+        self._save(state)
+
+    def finish(self, state: Mapping[str, Any]) -> None:
+        """Mark the output complete, with its last state."""
+        self.complete = True
+        self._save(state)
+
+    def _save(self, state: Mapping[str, Any]) -> None:
+        if repeated := set(_OWN) & set(state):
+            raise ValueError(f"the state may not hold {sorted(repeated)}")
+        self.state = dict(state)
+        progress = {"chunks": self.chunks, "lines": self.lines, "bytes": self._bytes}
+        meta = {"schema": _SCHEMA, "complete": self.complete, "progress": progress, "settings": self.settings}
+        write_json(meta_path(self.path), meta | self.state)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> ChunkedOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings by dotted path."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+    }

@@ -1,0 +1,233 @@
+"""`prm doctor`: what is installed against what is supported, which devices there are, what is missing and how to get.
+
+The supported ranges are those of the installed package's own metadata; they are written nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["Package", "inspect_packages", "run"]
+
+Status = Literal["ok", "missing", "out of range"]
+
+USER_ERROR = 2
+
+_REMARKS = {
+    "vllm": "pins torch and transformers exactly: usually better as a server in an environment of its own",
+    "deepspeed": "for training on many GPUs",
+    "wandb": "for logging to Weights & Biases",
+}
+_DEVELOPMENT = "dev"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One dependency and what is installed of it.
+
+    Attributes:
+        name: distribution name.
+        supported: version range, e.g. ">=2.13,<2.15".
+        installed: version found; None when there is none.
+        extra: the optional part it belongs to; None for a required package.
+        status: whether the installed version is in the range.
+    """
+
+    name: str
+    supported: str
+    installed: str | None
+    extra: str | None
+    status: Status
+
+    @property
+    def command(self) -> str | None:
+        """What to type to get a version that is supported; None when nothing needs doing."""
+        return None if self.status == "ok" else f"pip install '{self.name}{self.supported}'"
+
+
+def inspect_packages(
+    requirements: Sequence[str] | None = None, installed: Mapping[str, str | None] | None = None
+) -> list[Package]:
+    """Every dependency of prmkit, required ones first; those of development are left out.
+
+    Args:
+        requirements: requirement lines with their `extra` markers; None takes those of the installed prmkit.
+        installed: versions by distribution name; None asks the environment.
+    """
+    from packaging.requirements import Requirement
+
+    lines = requirements if requirements is not None else importlib.metadata.requires("prmkit") or []
+    packages: list[Package] = []
+    for requirement in map(Requirement, lines):
+        extra = _extra(str(requirement.marker)) if requirement.marker else None
+        if extra == _DEVELOPMENT:
+            continue
+        version = _version(requirement.name) if installed is None else installed.get(requirement.name)
+        status: Status = "missing"
+        if version is not None:
+            status = "ok" if requirement.specifier.contains(version, prereleases=True) else "out of range"
+        supported = ",".join(sorted(map(str, requirement.specifier), reverse=True))  # the lower bound first
+        packages.append(Package(requirement.name, supported, version, extra, status))
+    return sorted(packages, key=lambda package: (package.extra is not None, package.extra or ""))
+
+
+def _extra(marker: str) -> str | None:
+    """Name of the extra in a marker such as `extra == "wandb"`."""
+    _, found, rest = marker.partition("extra == ")
+    return rest.strip().split()[0].strip("\"'") if found else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> dict[str, Any]:
+    """CPU cores and memory this process may use, and what torch sees of accelerators."""
+    found: dict[str, Any] = {
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "cuda": [],
+        "mps": False,
+    }
+    try:
+        import torch
+    except ImportError as error:
+        return {**found, "torch_error": str(error)}
+    found["torch_threads"] = torch.get_num_threads()
+    found["mps"] = torch.backends.mps.is_available()
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found["cuda"].append(
+            {
+                "name": properties.name,
+                "memory_gib": round(properties.total_memory / 2**30, 1),
+                "bf16": properties.major >= 8,  # in hardware, from Ampere on
+            }
+        )
+    return found
+
+
+def _memory_gib() -> float | None:
+    """Memory this process may use, in GiB: the machine's, or its control group's limit where that is lower."""
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    group = Path("/sys/fs/cgroup/memory.max")
+    if group.is_file() and (text := group.read_text().strip()).isdigit():
+        limits.append(int(text))
+    return round(min(limits) / 2**30, 1)
+
+
+def _runs_folder(folder: Path) -> dict[str, Any]:
+    """Whether results can be written to a folder that is there or can be made; nothing is left behind."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        return {"path": str(folder), "writable": False, "reason": error.strerror}
+    return {"path": str(folder), "writable": True, "reason": None}
+
+
+def _report(runs: Path) -> dict[str, Any]:
+    packages = inspect_packages()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "prmkit": importlib.metadata.version("prmkit"),
+        "packages": [{**asdict(package), "command": package.command} for package in packages],
+        "devices": _devices(),
+        "runs": _runs_folder(runs),
+        "problems": _problems(packages),
+    }
+
+
+def _problems(packages: Sequence[Package]) -> list[str]:
+    """One line for each required package that is missing or out of range."""
+    return [
+        f"{package.name}: {_state(package.installed)}, supported {package.supported}. Get it with: {package.command}"
+        for package in packages
+        if package.extra is None and package.status != "ok"
+    ]
+
+
+def _state(installed: str | None) -> str:
+    return f"version {installed} installed" if installed else "not installed"
+
+
+def _print(report: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"prmkit {report['prmkit']}, Python {report['python']}, {report['platform']}", highlight=False)
+    table = Table("package", "installed", "supported", "state", box=None, pad_edge=False, header_style="bold")
+    for package in report["packages"]:
+        state = package["status"]
+        if package["extra"]:
+            state = "ok (optional)" if state == "ok" else f"optional, {state}: {package['command']}"
+        colour = {"ok": "green", "missing": "yellow", "out of range": "yellow"}[package["status"]]
+        if package["status"] != "ok" and not package["extra"]:
+            colour = "red"
+        table.add_row(package["name"], package["installed"] or "-", package["supported"], f"[{colour}]{state}[/]")
+    console.print(table)
+    for package in report["packages"]:
+        if package["status"] != "ok" and package["name"] in _REMARKS:
+            console.print(f"{package['name']}: {_REMARKS[package['name']]}", highlight=False)
+    for line in _device_lines(report["devices"]):
+        console.print(line, highlight=False)
+    runs = report["runs"]
+    console.print(f"{runs['path']}: " + ("writable" if runs["writable"] else f"[red]not writable: {runs['reason']}[/]"))
+    for problem in report["problems"]:
+        console.print(f"[red]{problem}[/]", highlight=False)
+    console.print("[red]not ready[/]" if _failed(report) else "[green]ready[/]")
+
+
+def _device_lines(devices: Mapping[str, Any]) -> list[str]:
+    memory = f", {devices['memory_gib']} GiB memory" if devices["memory_gib"] is not None else ""
+    threads = f", {devices['torch_threads']} torch threads" if "torch_threads" in devices else ""
+    lines = [f"CPU: {devices['cpu_cores']} cores{memory}{threads}"]
+    for index, device in enumerate(devices["cuda"]):
+        bf16 = "bf16" if device["bf16"] else "no bf16"
+        lines.append(f"CUDA {index}: {device['name']}, {device['memory_gib']} GiB, {bf16}")
+    if not devices["cuda"]:
+        lines.append("CUDA: none; everything runs on the CPU, small models in minutes")
+    if devices["mps"]:
+        lines.append("MPS: available (--trainer.accelerator mps)")
+    if "torch_error" in devices:
+        lines.append(f"torch cannot be imported: {devices['torch_error']}")
+    return lines
+
+
+def _failed(report: Mapping[str, Any]) -> bool:
+    return bool(report["problems"]) or "torch_error" in report["devices"] or not report["runs"]["writable"]
+
+
+def run(argv: Sequence[str]) -> int:
+    """`prm doctor`. Returns 0, or 2 when a required part is missing, out of range, or `--runs` is not writable."""
+    parser = argparse.ArgumentParser(
+        prog="prm doctor",
+        description="What is installed against what is supported, which devices there are, which optional parts are "
+        "missing and how to get them. Ends with status 2 when a required part is missing or out of range.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for results (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    report = _report(arguments.runs)
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(report)
+    return USER_ERROR if _failed(report) else 0

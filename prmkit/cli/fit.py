@@ -1,0 +1,115 @@
+"""`prm fit`, `prm validate`, `prm test`, `prm predict`: Lightning's command line over the configs of prmkit.
+
+The parser is LightningCLI's, used without its own subcommands: one parser is built instead of four, and a config has
+the same keys for all of them. Interpolation (`${trainer.default_root_dir}/checkpoints`) is resolved after all
+configs and overrides are merged. Importing this module costs nothing; Lightning is imported by the first real parse.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+from prmkit.cli.parsing import expand_configs
+
+__all__ = ["fit", "predict", "test", "validate"]
+
+TERMINATED = 128 + signal.SIGTERM
+
+_USAGE = {
+    "fit": "Train what a config describes, and leave checkpoints and the trained model in its run folder.",
+    "validate": "Run a config's validation data through its model once and print the metrics.",
+    "test": "Run a config's test data through its model once and print the metrics.",
+    "predict": "Score the steps of a config's predict data with its PRM; writes predictions.jsonl.",
+}
+
+_KEYS = """keys of a config:
+  model.class_path        lightning_modules.sft.SFT | lightning_modules.prm.PRM, with model.init_args.*
+  data.class_path         datamodules.sft.SFTDataModule | datamodules.step_labels.StepLabelDataModule,
+                          with data.init_args.*
+  trainer.*               Lightning's Trainer: max_epochs, accelerator, devices, strategy, precision,
+                          accumulate_grad_batches, gradient_clip_val, val_check_interval, callbacks, logger, ...
+  seed_everything         seed of Python, NumPy and torch (default 0)
+
+arguments:
+  --config FILE           may be given several times; later files win, key by key. Looked up in the working directory,
+                          then among the shipped configs ({configs})
+  --KEY VALUE             overrides one key: --model.init_args.optimizer.lr 1e-4, or short --model.optimizer.lr 1e-4;
+                          an item of a list by its number: --trainer.callbacks.0.init_args.save_top_k 2
+  --ckpt_path PATH|last   a checkpoint; `last` is the newest complete one in the run's checkpoint folder{last}
+  --print_config          print the merged config with every default, and stop
+  --model.help CLASS      the settings of a class; likewise --data.help CLASS
+  --help-all              Lightning's full help, every key with its type and default"""
+
+_LAST = {"fit": "\n                          (when there is none yet, the run starts afresh and says so)"}
+
+_EXAMPLES = {
+    "fit": """examples:
+  prm fit --config configs/sft/accumulator.yaml
+  prm fit --config configs/prm/accumulator.yaml --ckpt_path last          go on where the last run stopped
+  prm fit --config configs/prm/accumulator.yaml --config mine.yaml --trainer.max_epochs 2
+  prm fit --config configs/prm/accumulator.yaml --trainer.devices 2 --trainer.strategy ddp
+  prm fit --config configs/prm/accumulator.yaml --print_config > mine.yaml""",
+    "predict": """examples:
+  prm predict --config configs/prm/accumulator.yaml --ckpt_path last
+  prm predict --config configs/prm/accumulator.yaml --ckpt_path last --predictions scores.jsonl""",
+}
+
+_NOTES = {
+    "fit": """
+On one CPU the same config and seed give the same weights. A run killed at any moment and started again with
+`--ckpt_path last` goes on from its newest complete checkpoint; half-written files are never picked up.""",
+    "predict": """
+The lines go to `predictions.jsonl` in trainer.default_root_dir, or to --predictions FILE.""",
+}
+
+
+def fit(argv: Sequence[str]) -> int:
+    """`prm fit`."""
+    return _run("fit", argv)
+
+
+def validate(argv: Sequence[str]) -> int:
+    """`prm validate`."""
+    return _run("validate", argv)
+
+
+def test(argv: Sequence[str]) -> int:
+    """`prm test`."""
+    return _run("test", argv)
+
+
+def predict(argv: Sequence[str]) -> int:
+    """`prm predict`."""
+    return _run("predict", argv)
+
+
+def _run(command: str, argv: Sequence[str]) -> int:
+    if not argv or any(argument in ("-h", "--help") for argument in argv):
+        print(_help(command))
+        return 0
+    arguments = ["--help" if argument == "--help-all" else argument for argument in argv]
+    arguments, _ = expand_configs(arguments)
+    from prmkit.cli.trainer_cli import PrmCLI, run_trainer
+
+    return run_trainer(PrmCLI(command, arguments))
+
+
+def _help(command: str) -> str:
+    from prmkit.resources import shipped_configs
+
+    configs = ", ".join((*shipped_configs("sft"), *shipped_configs("prm")))
+    examples = _EXAMPLES.get(
+        command, f"examples:\n  prm {command} --config configs/prm/accumulator.yaml --ckpt_path last"
+    )
+    return "\n\n".join(
+        part.strip("\n")
+        for part in (
+            f"usage: prm {command} --config FILE [--config FILE ...] [--KEY VALUE ...] [--ckpt_path PATH|last]",
+            _USAGE[command],
+            _KEYS.format(configs=configs, last=_LAST.get(command, "")),
+            examples,
+            _NOTES.get(command, ""),
+        )
+        if part
+    )

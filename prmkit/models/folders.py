@@ -1,0 +1,147 @@
+"""Model folders: where one is found, what is in it, and how one is written whole or not at all.
+
+A model folder holds what `from_pretrained` and vLLM read (config, safetensors, tokenizer), `step_format.json`, and
+`prmkit.json`, a small card that says what wrote it. Pickled weights are never read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from prmkit.errors import DataError
+from prmkit.io import read_json, write_json
+
+__all__ = ["CARD_FILE", "ModelCard", "atomic_folder", "read_card", "resolve_folder", "tensor_shapes", "write_card"]
+
+CARD_FILE = "prmkit.json"
+_SCHEMA = 1
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What wrote a model folder.
+
+    Attributes:
+        kind: "policy" or "prm".
+        weight_version: version of the weights, stamped on completions made with them.
+    """
+
+    kind: Literal["policy", "prm"]
+    weight_version: int = 0
+
+
+def write_card(directory: Path, card: ModelCard) -> None:
+    """Write `prmkit.json`."""
+    write_json(directory / CARD_FILE, {"schema": _SCHEMA, **asdict(card)})
+
+
+def read_card(directory: Path) -> ModelCard | None:
+    """The card of a folder; None for folders that prmkit did not write. DataError for another schema."""
+    path = directory / CARD_FILE
+    if not path.is_file():
+        return None
+    value = read_json(path)
+    if value.get("schema") != _SCHEMA:
+        raise DataError(f"{path}: schema {value.get('schema')!r}; this version of prmkit reads schema {_SCHEMA}")
+    return ModelCard(kind=value["kind"], weight_version=int(value["weight_version"]))
+
+
+def resolve_folder(path: str | Path) -> Path:
+    """A model's local folder: the folder itself, or a snapshot of the hub repository of that name.
+
+    Raises:
+        DataError: there is no such folder, the hub cannot give it, or it holds no safetensors.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        folder = _download(str(path))
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder}: no config.json; this is not a model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise DataError(
+            f"{folder}: no *.safetensors file. Pickled weights are not read; convert them once with "
+            f"transformers' save_pretrained(..., safe_serialization=True)."
+        )
+    return folder
+
+
+def _download(name: str) -> Path:
+    if not _HUB_NAME.fullmatch(name):
+        raise DataError(f"{name}: no such model folder. Give an existing folder or a hub name like org/model.")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise DataError(
+            f"{name}: neither a model folder nor a hub model that can be fetched ({type(error).__name__}). "
+            f"Check the path; a hub model needs a network or a filled cache."
+        ) from error
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of a folder, read from the headers of its safetensors files."""
+    index = folder / "model.safetensors.index.json"
+    names: Any = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else None
+    files = [folder / name for name in names] if names else sorted(folder.glob("*.safetensors"))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                    shapes[key] = tuple(tensors.get_slice(key).get_shape())
+        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            raise DataError(f"{file}: not a readable safetensors file: {error}") from error
+    return shapes
+
+
+@contextmanager
+def atomic_folder(directory: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `directory` that takes its place when the block ends without an error.
+
+    A reader finds the old folder or the new one, each whole. After a kill the old one may lie beside under a hidden
+    name; it is never half of both.
+    """
+    target = Path(directory)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        _sync(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        if target.exists():
+            retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+            target.replace(retired / "model")
+            temporary.replace(target)
+            shutil.rmtree(retired)
+        else:
+            temporary.replace(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _sync(folder: Path) -> None:
+    """Have the system write the files out, so that a power cut after the rename finds them whole."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

@@ -1,0 +1,97 @@
+"""LoRA through peft: adapters put into a decoder in place, and folded into plain weights for export.
+
+Folding works on copies: the model in training keeps its adapters apart, so nothing can be merged twice, and an
+exported folder holds plain weights that need no peft.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from prmkit.errors import ConfigError
+
+__all__ = ["LoraSpec", "add_lora", "merged_state_dict"]
+
+_ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Low-rank adapters on the decoder's linear layers (arXiv 2106.09685).
+
+    Attributes:
+        r: rank, at least 1.
+        alpha: scale; the update is multiplied by alpha / r.
+        dropout: dropout probability on the adapters' input, in [0, 1).
+        target_modules: names of the linear layers that get adapters, e.g. ["q_proj", "v_proj"]; "all-linear" takes
+            every linear layer of the decoder, heads left out.
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ConfigError("lora.r", self.r, "an integer of at least 1")
+        if self.alpha <= 0:
+            raise ConfigError("lora.alpha", self.alpha, "a positive number")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError("lora.dropout", self.dropout, "a number in [0, 1)")
+        if not self.target_modules:
+            raise ConfigError("lora.target_modules", self.target_modules, 'layer names, or "all-linear"')
+
+
+def add_lora(backbone: nn.Module, spec: LoraSpec, seed: int) -> None:
+    """Put adapters into a decoder, in place, and freeze its other parameters.
+
+    Args:
+        backbone: decoder without its head.
+        spec: which adapters.
+        seed: of the adapters' initial values; the global generator is left as it was.
+
+    Raises:
+        ConfigError: no layer of the model has one of the names wanted.
+    """
+    config = LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=spec.target_modules,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(config, backbone, adapter_name=_ADAPTER)
+        except ValueError as error:
+            linear = sorted(
+                {name.rsplit(".", 1)[-1] for name, m in backbone.named_modules() if isinstance(m, nn.Linear)}
+            )
+            raise ConfigError(
+                "lora.target_modules", spec.target_modules, f'"all-linear" or some of {", ".join(linear)}', str(error)
+            ) from error
+
+
+def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights with its adapters folded in, under the names they have without adapters.
+
+    The model is not changed. Without adapters this is `model.state_dict()`.
+    """
+    state: dict[str, Tensor] = dict(model.state_dict())
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        for key in [key for key in state if key.startswith(f"{name}.")]:
+            tensor = state.pop(key)
+            head, _, tail = key.partition(".base_layer.")
+            if tail == "weight":
+                tensor = tensor + layer.get_delta_weight(_ADAPTER).to(tensor.dtype)  # type: ignore[operator]
+            if tail:
+                state[f"{head}.{tail}"] = tensor
+    return state

@@ -1,0 +1,127 @@
+"""Rows: one JSON line a problem, with everything later figures are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prmkit.errors import DataError
+from prmkit.io import read_jsonl
+from prmkit.types import FinishReason, Usage
+
+__all__ = ["ROW_SCHEMA", "SearchRow", "TraceRecord", "read_rows"]
+
+ROW_SCHEMA = 1
+_COUNTS = ("generated_tokens", "scored_tokens", "engine_calls", "scorer_calls", "samples")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRecord:
+    """A graded trace.
+
+    Attributes:
+        steps: texts.
+        finish: as in Trace.
+        answer: extracted final answer; None when there is none.
+        group: equivalence class of the answer among the problem's samples; -1 without an answer.
+        correct: it finished and its answer is equivalent to the gold answer.
+        tokens: token ids in its steps.
+        scores: the PRM's scores, one a step; None when not scored.
+    """
+
+    steps: tuple[str, ...]
+    finish: FinishReason
+    answer: str | None
+    group: int
+    correct: bool
+    tokens: int
+    scores: tuple[float, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "steps": list(self.steps),
+            "scores": None if self.scores is None else list(self.scores),
+            "answer": self.answer,
+            "group": self.group,
+            "correct": self.correct,
+            "finish": self.finish,
+            "tokens": self.tokens,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TraceRecord:
+        scores = value["scores"]
+        return cls(
+            steps=tuple(value["steps"]),
+            finish=value["finish"],
+            answer=value["answer"],
+            group=int(value["group"]),
+            correct=bool(value["correct"]),
+            tokens=int(value["tokens"]),
+            scores=None if scores is None else tuple(scores),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRow:
+    """What a search made of one problem.
+
+    Attributes:
+        problem_id, question, answer, level, source: of the problem.
+        traces: in sample order; empty when the problem failed.
+        greedy: the trace at temperature 0; None when not asked for, or failed. Not part of `usage`.
+        usage: what the traces cost; `seconds` is left at 0, so that rows are reproducible.
+        error: why the problem failed; None when it did not.
+    """
+
+    problem_id: str
+    question: str
+    answer: str
+    traces: tuple[TraceRecord, ...]
+    greedy: TraceRecord | None = None
+    usage: Usage = field(default_factory=Usage)
+    level: str | None = None
+    source: str = ""
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": ROW_SCHEMA,
+            "problem_id": self.problem_id,
+            "source": self.source,
+            "level": self.level,
+            "question": self.question,
+            "answer": self.answer,
+            "error": self.error,
+            "usage": {name: getattr(self.usage, name) for name in _COUNTS},
+            "greedy": None if self.greedy is None else self.greedy.to_json(),
+            "traces": [trace.to_json() for trace in self.traces],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str) -> SearchRow:
+        """Inverse of `to_json`; `where` (file:line) starts the message of a DataError."""
+        if value.get("schema") != ROW_SCHEMA:
+            raise DataError(f"{where}: schema {value.get('schema')!r}; this version reads rows of schema {ROW_SCHEMA}")
+        try:
+            return cls(
+                problem_id=value["problem_id"],
+                question=value["question"],
+                answer=value["answer"],
+                traces=tuple(map(TraceRecord.from_json, value["traces"])),
+                greedy=None if value["greedy"] is None else TraceRecord.from_json(value["greedy"]),
+                usage=Usage(**value["usage"]),
+                level=value["level"],
+                source=value["source"],
+                error=value["error"],
+            )
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{where}: not a search row: {error!r}") from None
+
+
+def read_rows(path: str | Path) -> Iterator[SearchRow]:
+    """Rows of a `rows.jsonl`, in order. DataError names file and line."""
+    for number, value in enumerate(read_jsonl(path), start=1):
+        yield SearchRow.from_json(value, f"{path}:{number}")

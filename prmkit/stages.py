@@ -1,0 +1,266 @@
+"""Stages of a run as processes, each done once: kill it anywhere, start it again, and it goes on.
+
+A stage owns a folder. `.stage.json` in it records the stage's key, attempts and seconds from the first attempt on;
+`.complete.json`, written last and atomically, says that the outputs are there. The key is a digest of the command,
+of the caller's settings and of the content of the input files. What a stage does when it is run again in a
+folder that holds half its work is its own matter (`--ckpt_path last`, an appended JSON-lines file).
+
+Process handling is in `prmkit.processes`; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from prmkit.errors import ConfigError, DataError, PrmkitError
+from prmkit.io import read_json, write_json
+from prmkit.processes import Exit, run_process
+
+__all__ = ["Stage", "StageResult", "StageRunner"]
+
+COMPLETE_FILE = ".complete.json"
+RECORD_FILE = ".stage.json"
+HEARTBEAT_SECONDS = 5.0
+TAIL_LINES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One process of a run.
+
+    Attributes:
+        name: unique in the run; names the log file.
+        argv: command and arguments. The command itself (argv[0], an interpreter's path) is not part of the key.
+        directory: the stage's own folder, below the run's folder; no other stage writes into it.
+        outputs: files or folders that must be there when the process has ended well.
+        inputs: files and folders read; their content is part of the key, so that a changed config or the new output of
+            an earlier stage runs this one again.
+        settings: further values that belong to the key; JSON values.
+        environment: variables set for the process besides the runner's own; not part of the key.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    directory: Path
+    outputs: tuple[Path, ...] = ()
+    inputs: tuple[Path, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def key(self) -> str:
+        """Digest of arguments, settings and contents of inputs. Raises DataError for an input that is not there."""
+        contents = {str(path): _digest(path) for path in self.inputs}
+        text = json.dumps([self.name, self.argv[1:], self.settings, contents], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What became of a stage.
+
+    Attributes:
+        name: the stage.
+        status: "ran", or "skipped" when it was complete already.
+        seconds: wall-clock seconds its processes have run, all attempts together. Counted from the start of each
+            process to its end; of an attempt that was killed together with the runner up to five seconds are missing.
+            Hashing of inputs and skipping are not counted.
+        attempts: processes started for it, this run's and earlier ones.
+    """
+
+    name: str
+    status: Literal["ran", "skipped"]
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    name: str
+    key: str
+    attempts: int = 0
+    seconds: float = 0.0
+
+    def save(self, directory: Path) -> None:
+        write_json(directory / RECORD_FILE, {**asdict(self), "seconds": round(self.seconds, 3)})
+
+
+class StageRunner:
+    """Runs stages below one run folder, which it locks against a second runner.
+
+    Use as a context manager, from the main thread:
+
+        with StageRunner("runs/demo") as runner:
+            runner.run(Stage("sft", ("prm", "fit", ...), Path("runs/demo/sft"), outputs=(...,)))
+
+    Args:
+        run_directory: folder of the run; logs go to `logs/<stage>.log` in it.
+        write: receives the output of the processes as it comes; None keeps it in the log only.
+        say: receives one line when a stage is skipped, started or started anew; None drops it.
+    """
+
+    def __init__(
+        self,
+        run_directory: str | Path,
+        *,
+        write: Callable[[bytes], None] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.directory = Path(run_directory)
+        self._write = write
+        self._say = say or _drop
+        self._lock: int | None = None
+
+    def __enter__(self) -> StageRunner:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / ".lock"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 64).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise PrmkitError(
+                f"{self.directory}: in use by another run (process {holder}). "
+                f"Wait for it to end, or use another folder."
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        self._lock = handle
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def run(self, stage: Stage) -> StageResult:
+        """Run a stage, or skip it when it is complete under the same key.
+
+        A stage whose key has changed is run anew, whether it was complete or not: what it had left is moved to
+        `.stale/` in the run folder. Raises PrmkitError naming the stage, its exit status, its last lines and its log
+        when the process fails or an output is missing; KeyboardInterrupt or SystemExit(143) after SIGINT or SIGTERM,
+        when the process has ended.
+        """
+        if self._lock is None:
+            raise RuntimeError("StageRunner.run outside its `with` block: the run folder is not locked")
+        if self.directory.resolve() not in stage.directory.resolve().parents:
+            raise ConfigError(f"stage {stage.name}.directory", str(stage.directory), f"a folder in {self.directory}")
+        record = self._record(stage, stage.key())
+        if self._is_complete(stage):
+            self._say(f"{stage.name}: complete, skipped")
+            return StageResult(stage.name, "skipped", record.seconds, record.attempts)
+        return self._attempt(stage, record)
+
+    def _record(self, stage: Stage, key: str) -> _Record:
+        """What is known of earlier attempts under this key; leftovers of another key are moved away first."""
+        path = stage.directory / RECORD_FILE
+        if path.exists():
+            record = _Record(**read_json(path))
+            if record.name != stage.name:
+                raise ConfigError(
+                    f"stage {stage.name}.directory", str(stage.directory), f"a folder other than {record.name}'s"
+                )
+            if record.key == key:
+                return record
+        if stage.directory.exists() and any(stage.directory.iterdir()):
+            stale = _free_name(self.directory / ".stale", stage.name)
+            stale.parent.mkdir(exist_ok=True)
+            stage.directory.rename(stale)
+            self._say(f"{stage.name}: its command, settings or inputs have changed; earlier results moved to {stale}")
+        return _Record(stage.name, key)
+
+    def _is_complete(self, stage: Stage) -> bool:
+        """Whether its marker and outputs are there; `_record` has moved away what belongs to another key."""
+        marker = stage.directory / COMPLETE_FILE
+        if not marker.exists():
+            return False
+        missing = [str(path) for path in stage.outputs if not path.exists()]
+        if missing:
+            marker.unlink()
+            self._say(f"{stage.name}: was complete, but {', '.join(missing)} is gone; running again")
+        return not missing
+
+    def _attempt(self, stage: Stage, before: _Record) -> StageResult:
+        attempts = before.attempts + 1
+        log = self.directory / "logs" / f"{stage.name}.log"
+        stage.directory.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._say(f"{stage.name}: " + ("started" if attempts == 1 else f"continued (attempt {attempts})"))
+
+        def keep_time(elapsed: float) -> None:
+            replace(before, attempts=attempts, seconds=before.seconds + elapsed).save(stage.directory)
+
+        keep_time(0.0)
+        with log.open("ab", buffering=0) as file:
+            file.write(f"--- {stage.name}, attempt {attempts}, {time.strftime('%F %T')}: {stage.argv}\n".encode())
+            start = file.tell()
+            exit_ = run_process(
+                stage.argv,
+                environment=stage.environment,
+                sinks=[file.write] if self._write is None else [file.write, self._write],
+                keep_open=() if self._lock is None else (self._lock,),
+                heartbeat=keep_time,
+                heartbeat_seconds=HEARTBEAT_SECONDS,
+            )
+        keep_time(exit_.seconds)
+        self._judge(stage, exit_, log, start)
+        seconds = before.seconds + exit_.seconds
+        outputs = [str(path) for path in stage.outputs]
+        write_json(
+            stage.directory / COMPLETE_FILE,
+            {"key": before.key, "argv": list(stage.argv), "outputs": outputs, "seconds": round(seconds, 3)},
+        )
+        return StageResult(stage.name, "ran", seconds, attempts)
+
+    @staticmethod
+    def _judge(stage: Stage, exit_: Exit, log: Path, start: int) -> None:
+        """Raise unless the process ended well and left its outputs."""
+        exit_.raise_if_interrupted()
+        missing = [str(path) for path in stage.outputs if not path.exists()]
+        if exit_.status == 0 and not missing:
+            return
+        reason = exit_.describe() if exit_.status else f"ended well, but did not write {', '.join(missing)}"
+        raise PrmkitError(f"stage {stage.name}: {reason}. Its last lines ({log}):\n{_tail(log, start)}")
+
+
+def _drop(line: str) -> None:
+    """What a runner without `say` says."""
+
+
+def _tail(log: Path, start: int) -> str:
+    """Last lines of an attempt; a progress bar counts as the line it shows last."""
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - 65536))
+        text = file.read().decode(errors="replace")
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return "\n".join(f"  {line}" for line in [line for line in lines if line][-TAIL_LINES:])
+
+
+def _digest(path: Path) -> str:
+    """Digest of a file's content, or of the names and contents of a folder's files (hidden ones left out)."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        parts = [f"{file.relative_to(path)}\0{_digest(file)}" for file in files]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    if not path.is_file():
+        raise DataError(f"{path}: no such file or folder, and a stage reads it")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    number = 1
+    while (folder / f"{name}-{number}").exists():
+        number += 1
+    return folder / f"{name}-{number}"
