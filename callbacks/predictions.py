@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import BasePredictionWriter
 from typing_extensions import override
 
 from prmkit.errors import DataError
@@ -18,7 +17,7 @@ from prmkit.errors import DataError
 __all__ = ["PredictionsWriter"]
 
 
-class PredictionsWriter(BasePredictionWriter):
+class PredictionsWriter(pl.Callback):
     """One line a prediction, written as the batches come; the file appears when all of them are there.
 
     `predict_step` returns a sequence of mappings with plain values, one a row of the batch. Each process writes a
@@ -29,7 +28,6 @@ class PredictionsWriter(BasePredictionWriter):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(write_interval="batch")
         self.path = Path(path)
 
     def _part(self, rank: int) -> Path:
@@ -41,17 +39,16 @@ class PredictionsWriter(BasePredictionWriter):
         self._part(trainer.global_rank).write_bytes(b"")
 
     @override
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        lines = [json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in _rows(prediction)]
+        lines = [json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in _rows(outputs)]
         with self._part(trainer.global_rank).open("a", encoding="utf-8") as file:
             file.writelines(lines)
 
@@ -72,9 +69,9 @@ class PredictionsWriter(BasePredictionWriter):
             self._part(rank).unlink()
 
 
-def _rows(prediction: Any) -> Sequence[Mapping[str, Any]]:
-    if isinstance(prediction, Sequence) and all(isinstance(row, Mapping) for row in prediction):
-        return prediction
+def _rows(outputs: Any) -> Sequence[Mapping[str, Any]]:
+    if isinstance(outputs, Sequence) and all(isinstance(row, Mapping) for row in outputs):
+        return outputs
     raise DataError(
-        f"predict_step returned {type(prediction).__name__}; `prm predict` writes a sequence of mappings, one a row"
+        f"predict_step returned {type(outputs).__name__}; `prm predict` writes a sequence of mappings, one a row"
     )

@@ -35,7 +35,8 @@ class BatchConfig:
         max_tokens: padded tokens a micro-batch at most (summed tokens when packed), at least 1. Lengths are then
             counted before the first epoch, by encoding every row once. None: `rows` decides.
         bucket: optimiser steps whose rows are sorted by length together, at least 1, to save padding. 1 sorts only
-            inside an optimiser step. Of no effect with `max_tokens`, which sorts the whole epoch.
+            inside an optimiser step. Of no effect with `max_tokens`, which sorts the whole epoch, and where sizes are not
+            known for free (only lines of files have them).
         drop_last: leave out the rows that do not fill an optimiser step; others are left out in every epoch. When
             false, the last optimiser step of an epoch is smaller.
     """
@@ -337,7 +338,8 @@ def make_plan(
 
 def _round_up(lengths: Rows) -> Rows:
     """Lengths rounded up to a multiple of 1/16 of the power of two below them."""
-    unit = np.maximum(2 ** (np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64) - 4), 1)
+    octave = np.frexp(lengths)[1].astype(np.int64) - 1
+    unit = 1 << np.maximum(octave - 4, 0)
     return -(-lengths // unit) * unit
 
 

@@ -39,8 +39,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class SFTExample(Example):
-    """Attributes:
-    n_prompt: leading ids that are the prompt; the others are predicted.
+    """A question with a solution.
+
+    Attributes:
+        n_prompt: leading ids that are the prompt; the others are predicted.
     """
 
     n_prompt: int
@@ -48,12 +50,14 @@ class SFTExample(Example):
 
 @dataclass(frozen=True, slots=True)
 class PRMExample(Example):
-    """Attributes:
-    positions: [S] index into input_ids at which each step's score is read.
-    targets: [S] in [0, 1], None where not labelled.
-    read: [S] is the step's score wanted?
-    pairs: (better, worse) indices among the steps that are read.
-    first_error: index of the first wrong step, -1 none, -2 unknown.
+    """A solution with labelled steps.
+
+    Attributes:
+        positions: [S] index into input_ids at which each step's score is read.
+        targets: [S] in [0, 1], None where not labelled.
+        read: [S] is the step's score wanted?
+        pairs: (better, worse) indices among the steps that are read.
+        first_error: index of the first wrong step, -1 none, -2 unknown.
     """
 
     positions: tuple[int, ...]

@@ -213,9 +213,13 @@ def check_weights(configs: Sequence[SourceConfig], epoch_rows: int | None) -> No
     """Refuse lists of sources that do not say how to mix them."""
     weighted = [config.weight is not None for config in configs]
     if any(weighted) and not all(weighted):
-        raise ConfigError("source.weight", [config.weight for config in configs], "a number for every source, or none")
+        raise ConfigError(
+            "source.weight", [config.weight for config in configs], "a number for every source, or none of them"
+        )
     if epoch_rows is not None and not any(weighted):
-        raise ConfigError("epoch_rows", epoch_rows, "null, unless sources have weights")
+        raise ConfigError("data.epoch_rows", epoch_rows, "null, unless sources have weights")
+    if epoch_rows is not None and epoch_rows < 1:
+        raise ConfigError("data.epoch_rows", epoch_rows, "an integer of at least 1, or null")
 
 
 def _distinct(titles: Sequence[str]) -> list[str]:

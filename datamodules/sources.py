@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -134,7 +135,7 @@ class JsonlSource:
         stop = None if count is None else offset + count
         self._file = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])[offset:stop]
         self._start, self._size, self._line = np.concatenate(parts).T[:, offset:stop]
-        self._handles: dict[int, int] = {}
+        self._handles: dict[int, FileIO] = {}
 
     def __len__(self) -> int:
         return len(self._start)
@@ -143,9 +144,9 @@ class JsonlSource:
         number = int(self._file[index])
         handle = self._handles.get(number)
         if handle is None:
-            handle = self._handles[number] = os.open(self.files[number], os.O_RDONLY)
+            handle = self._handles[number] = FileIO(self.files[number])
         # pread has no file position of its own to share, so that forked workers can use the same handle.
-        line = os.pread(handle, int(self._size[index]), int(self._start[index]))
+        line = os.pread(handle.fileno(), int(self._size[index]), int(self._start[index]))
         where = self.where(index)
         return parse_json_line(line, where), where
 
@@ -158,10 +159,6 @@ class JsonlSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}}
-
-    def __del__(self) -> None:
-        for handle in getattr(self, "_handles", {}).values():
-            os.close(handle)
 
 
 def _index_lines(file: Path) -> Sizes:

@@ -7,6 +7,7 @@ stream can go on from the start of the block it was left in, with the rows of an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -96,20 +97,21 @@ class StreamPlan(MapPlan, Generic[T]):
     def _rows(self, epoch: int, start: int) -> Iterator[tuple[str, T]]:
         """Rows of an epoch from number `start` on, block after block."""
         mark = self._mark(epoch, start)
-        self._marks = []
+        self._marks = [mark] if mark else []
         self._dataset.load_state_dict(mark["stream"] if mark else self._fresh)
         stream = iter(self._dataset)
-        block = mark["block"] if mark else 0
         if mark is None:
             next(islice(stream, self._offset, self._offset), None)
-        while (first := block * self._block) < self._count:
-            self._marks.append({"epoch": epoch, "block": block, "stream": self._dataset.state_dict()})
+        opening = mark["block"] if mark else 0
+        for block in range(opening, math.ceil(self._count / self._block)):
+            if block > opening:  # before its first row is read, the data set still tells where it was last
+                self._marks.append({"epoch": epoch, "block": block, "stream": self._dataset.state_dict()})
+            first = block * self._block
             rows = self._read(stream, first, min(self._block, self._count - first))
             if self._shuffle:
                 order = generator("stream", self.seed, epoch, block).permutation(len(rows))
                 rows = [rows[index] for index in order]
             yield from rows[max(start - first, 0) :]
-            block += 1
 
     def _read(self, stream: Iterator[Any], first: int, count: int) -> list[tuple[str, T]]:
         rows = []

@@ -25,7 +25,7 @@ class SFT(LightningModule):
 
     Batches are `SFTBatch`es of the data modules. The loss of an optimiser step is the mean over its tokens, whichever
     way they are split into micro-batches and ranks. Logs `train/loss`, `train/lr`, `train/grad_norm` (before
-    clipping), `train/tokens`, `train/targets`, and `val/loss` per token.
+    clipping), `train/tokens`, `train/targets`, and `val/loss` (`test/loss`) per token.
 
     Args:
         source: where the model comes from.
@@ -55,7 +55,7 @@ class SFT(LightningModule):
         self.chunk_logits = chunk_logits
         self.bound_format = bind_format(source, step_format)
         self.tokenizer = self.bound_format.tokenizer
-        self.val_loss = MeanMetric()
+        self.eval_loss = MeanMetric()
         self._window = WindowSums()
 
     def configure_model(self) -> None:
@@ -78,9 +78,10 @@ class SFT(LightningModule):
             self.log("train/grad_norm", norm)
 
     def validation_step(self, batch: Any) -> None:
-        output = self._loss(batch)
-        self.val_loss.update(output.mean, output.count)
-        self.log("val/loss", self.val_loss, on_step=False, on_epoch=True)
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Any) -> None:
+        self._evaluate(batch, "test")
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self.parameters(), self.optimizer_config, self.trainer.estimated_stepping_batches)
@@ -94,3 +95,8 @@ class SFT(LightningModule):
         states, labels = predicted_positions(hidden, batch.input_ids, batch.loss_mask)
         head = checked_lm_head(self.model)
         return token_cross_entropy(states, labels, head, head.out_features, self.chunk_logits)
+
+    def _evaluate(self, batch: Any, stage: str) -> None:
+        output = self._loss(batch)
+        self.eval_loss.update(output.mean, output.count)
+        self.log(f"{stage}/loss", self.eval_loss, on_step=False, on_epoch=True)

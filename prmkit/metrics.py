@@ -65,7 +65,7 @@ def predicted_first_error(scores: Tensor, position_mask: Tensor, threshold: floa
 
 
 class FirstErrorF1(Metric):
-    """F1 of finding the first wrong step, as ProcessBench defines it (arXiv 2412.06559, section 3.3).
+    """F1 of finding the first wrong step, as ProcessBench defines it (arXiv 2412.06559).
 
     It is the harmonic mean of two accuracies: over traces with an error, how often the predicted first error is the
     true one; over traces without, how often none is predicted. A subset of the benchmark has one such figure. A step is

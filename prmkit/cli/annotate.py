@@ -8,19 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prmkit.annotation.math_shepherd import AnnotationCounts, MathShepherdParams
-from prmkit.cli.loading import (
-    EngineConfig,
-    ProblemSource,
-    build,
-    entered,
-    fingerprint,
-    load_engine,
-    load_problems,
-    make_parser,
-    resolve_model,
-)
+from prmkit.cli.loading import entered, fingerprint, load_engine, load_problems, resolve_model
+from prmkit.cli.options import EngineConfig, ProblemSource, build, make_parser
 from prmkit.cli.parsing import expand_configs, user_errors
-from prmkit.cli.progress import ProgressLine
 from prmkit.types import SamplingParams, Usage, VerifiableTask
 
 __all__ = ["SUMMARY", "AnnotateConfig", "run"]
@@ -29,7 +19,7 @@ SUMMARY = "sample a policy and label its steps by Monte-Carlo rollouts"
 
 EXAMPLES = """
 examples:
-  prm annotate --config configs/annotate/accumulator.yaml --policy runs/demo/sft/policy --output steps.jsonl
+  prm annotate --config configs/annotate/accumulator.yaml --policy runs/accumulator/sft/policy --output steps.jsonl
   prm annotate --policy my-policy --output steps.jsonl --task gsm8k --data gsm8k/train.jsonl --limit 1000
   prm annotate --config configs/annotate/accumulator.yaml --rollouts 16 --sampling.temperature 1.3 --print_config
 
@@ -90,6 +80,7 @@ def _annotate(
 ) -> dict[str, Any]:
     from prmkit.annotation.runner import AnnotationRun, run_annotation
     from prmkit.chunks import ChunkedOutput
+    from prmkit.cli.progress import ProgressLine
 
     task, split, problems = load_problems(source, "train")
     truth = task if isinstance(task, VerifiableTask) else None

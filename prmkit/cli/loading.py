@@ -1,4 +1,4 @@
-"""What `prm annotate` and `prm search` share: their parsers, and problems and models from names and folders.
+"""What `prm annotate` and `prm search` share: problems and models from names and folders.
 
 Importing this module imports neither torch nor transformers; loading does.
 """
@@ -6,12 +6,11 @@ Importing this module imports neither torch nor transformers; loading does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING
 
+from prmkit.cli.options import EngineConfig, ProblemSource, ScorerConfig
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.steps import StepFormat, get_step_format
 from prmkit.types import Grader, Problem, Task
@@ -20,106 +19,9 @@ if TYPE_CHECKING:
     from prmkit.engines import HFEngine
     from prmkit.scoring import PRMScorer
 
-__all__ = [
-    "EngineConfig",
-    "ProblemSource",
-    "ScorerConfig",
-    "build",
-    "entered",
-    "fingerprint",
-    "load_engine",
-    "load_problems",
-    "load_scorer",
-    "make_parser",
-    "resolve_model",
-]
+__all__ = ["entered", "fingerprint", "load_engine", "load_problems", "load_scorer", "resolve_model"]
 
-T = TypeVar("T")
 _EDGE = 1 << 20  # bytes read at each end of a weight file
-
-
-@dataclass(frozen=True)
-class ProblemSource:
-    """Which problems.
-
-    Attributes:
-        task: accumulator, multistep_arithmetic, gsm8k, math, math500, bbh, jsonl or hub.
-        data: file or folder of the tasks that read one; null takes the set of that name from the hub.
-        split: one of the task's splits; null takes the command's usual one.
-        offset: number of the first problem, from 0.
-        limit: problems at most; null takes all, which endless splits refuse.
-        task_options: further options of the task, e.g. {slip_hard: 0.3}.
-    """
-
-    task: str = "accumulator"
-    data: str | None = None
-    split: str | None = None
-    offset: int = 0
-    limit: int | None = None
-    task_options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.offset < 0:
-            raise ConfigError("offset", self.offset, "an integer of at least 0")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError("limit", self.limit, "an integer of at least 1, or null for all")
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Where and how the policy computes.
-
-    Attributes:
-        max_rows: samples decoded together at most; at least 1.
-        cache_tokens: tokens of prefixes whose keys and values are kept; 0 keeps none.
-        dtype: type of the weights.
-        device: e.g. cpu, cuda, cuda:1; auto is a GPU where there is one. The PRM goes to the same place.
-    """
-
-    max_rows: int = 128
-    cache_tokens: int = 65536
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
-
-
-@dataclass(frozen=True)
-class ScorerConfig:
-    """How the PRM computes.
-
-    Attributes:
-        max_batch_tokens: tokens computed together at most; at least 1.
-        cache_tokens: tokens of prefixes whose keys and values are kept; 0 keeps none.
-        dtype: type of the weights.
-    """
-
-    max_batch_tokens: int = 8192
-    cache_tokens: int = 65536
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-
-
-def make_parser(command: str, usage: str, flat: Iterable[type], groups: Mapping[str, type]) -> Any:
-    """A jsonargparse parser for dataclasses.
-
-    Args:
-        command: e.g. "prm search".
-        usage: the usage line, without "usage:".
-        flat: dataclasses whose fields are options of their own; fields that are named in `groups` are left to those.
-        groups: dataclasses whose fields are options under a name, e.g. `--sampling.temperature`.
-    """
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog=command, usage=usage, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with these settings; later ones win, key by key")
-    for kind in flat:
-        parser.add_class_arguments(kind, skip={f.name for f in fields(kind)} & set(groups))
-    for name, kind in groups.items():
-        parser.add_class_arguments(kind, name)
-    return parser
-
-
-def build(kind: type[T], values: Any) -> T:
-    """A dataclass from the instantiated options of a parser."""
-    return kind(**{f.name: values[f.name] for f in fields(kind)})  # type: ignore[arg-type]
 
 
 def load_problems(source: ProblemSource, usual_split: str) -> tuple[Task, str, list[Problem]]:

@@ -10,21 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prmkit.cli.loading import (
-    EngineConfig,
-    ProblemSource,
-    ScorerConfig,
-    build,
-    entered,
-    fingerprint,
-    load_engine,
-    load_problems,
-    load_scorer,
-    make_parser,
-    resolve_model,
-)
+from prmkit.cli.loading import entered, fingerprint, load_engine, load_problems, load_scorer, resolve_model
+from prmkit.cli.options import EngineConfig, ProblemSource, ScorerConfig, build, make_parser
 from prmkit.cli.parsing import expand_configs, user_errors
-from prmkit.cli.progress import ProgressLine
 from prmkit.errors import StepFormatError
 from prmkit.search.best_of_n import BestOfNParams, best_of_n
 from prmkit.search.budget import BudgetLimits
@@ -38,8 +26,8 @@ SUMMARY = "solve problems with best-of-N under a PRM; accuracy against budget"
 
 EXAMPLES = """
 examples:
-  prm search --config configs/search/accumulator.yaml --policy runs/demo/sft/policy --prm runs/demo/prm/model \\
-             --output runs/search
+  prm search --config configs/search/accumulator.yaml --policy runs/accumulator/sft/policy \\
+             --prm runs/accumulator/prm/model --output runs/accumulator/search
   prm search --policy P --prm M --task bbh --data multistep_arithmetic_two.json --n 16 --output runs/bbh
   prm search --policy P --task gsm8k --data gsm8k/test.jsonl --n 8 --output runs/majority        no PRM: votes only
 
@@ -159,6 +147,7 @@ def _search(
     problems: Sequence[Problem],
 ) -> float:
     from prmkit.chunks import ChunkedOutput
+    from prmkit.cli.progress import ProgressLine
     from prmkit.search.runner import RunParams, Searcher, run_search
 
     greedy = replace(params.sampling, temperature=0.0) if config.greedy else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,16 @@ __all__ = ["PrmCLI", "checkpoint_path", "run_trainer"]
 INTERRUPTED = 130
 
 log = logging.getLogger(__name__)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for Lightning's advertisement of other software at every start."""
+    return "litlogger" not in record.getMessage()
+
+
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+# Lightning's own use of torch, at every start and nothing that a user could change.
+warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
 
 
 class PrmCLI(LightningCLI):

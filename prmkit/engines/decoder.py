@@ -1,7 +1,7 @@
 """What engine and scorer ask of a model, and which implementation an architecture gets.
 
-A decoder runs tokens over a key/value buffer that its caller owns. Rows of the buffer are sequences, aligned at the left:
-column p holds the token at position p. Columns beyond a row's length hold anything finite and are never seen.
+A decoder runs tokens over a key/value buffer that its caller owns. Rows of the buffer are sequences, aligned at the
+left: column p holds the token at position p. Columns beyond a row's length hold anything finite and are never seen.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ def read_weights(model: nn.Module, state: Mapping[str, Tensor] | None = None) ->
     head = plain.get("lm_head.weight")
     if head is None:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
-        name = next(name for name, module in cast(nn.Module, model).named_modules() if module is embedding)
+        name = next(name for name, module in model.named_modules() if module is embedding)
         head = plain[f"{name}.weight"]
     return Weights(backbone, head.detach().clone(), plain.get("lm_head.bias"))
 

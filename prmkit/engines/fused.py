@@ -8,7 +8,8 @@ Because they are copies, training the module it was made from changes nothing he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,10 @@ def can_fuse(backbone: nn.Module) -> bool:
     rotary = (config.rope_parameters or {}).get("rope_type", "default")
     partial = (config.rope_parameters or {}).get("partial_rotary_factor", 1.0)
     return not sliding and rotary in _STATIC_ROTARY and partial == 1.0
+
+
+# Queries [B, Q, heads, D], keys and values [B, K, T, D] -> [B*Q, heads*D].
+_Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ class FusedDecoder:
         self.columnwise = columnwise
         self._eps: float = config.rms_norm_eps
         self._query_heads: int = config.num_attention_heads
-        self._rotary: Any = backbone.rotary_emb
+        self._rotary: Any = copy.deepcopy(backbone.rotary_emb).to(self.spec.device)
         on_cpu = self.spec.device.type == "cpu" and self.spec.dtype == torch.float32
         self._spread = torch.tensor(self._eps) if on_cpu else None
         self._turns = torch.zeros(0)
@@ -132,7 +137,8 @@ class FusedDecoder:
         if kind == "v":
             return weight
         half = self.spec.head_dim // 2
-        return weight.unflatten(0, (-1, 2, half)).transpose(1, 2).flatten(0, 2)
+        pairs: Tensor = weight.unflatten(0, (-1, 2, half)).transpose(1, 2)
+        return pairs.flatten(0, 2)
 
     def _turns_at(self, positions: Tensor, longest: int) -> Tensor:
         """Factors for every head, [N, heads, D/2] complex: the rotary ones for queries and keys, 1 for values, so that
@@ -140,8 +146,7 @@ class FusedDecoder:
         if len(self._turns) < longest:
             size = min(round_up(2 * longest, 256), max(self.context, longest))
             places = torch.arange(size, device=self.spec.device)[None]
-            with torch.inference_mode(False), torch.no_grad():
-                cos, sin = self._rotary.to(self.spec.device)(torch.zeros(1, device=self.spec.device), places)
+            cos, sin = self._rotary(torch.zeros(1, device=self.spec.device), places)
             half = self.spec.head_dim // 2
             turns = torch.complex(cos[0, :, None, :half].float(), sin[0, :, None, :half].float())
             scale = self.spec.head_dim**-0.5 if self.columnwise else 1.0
@@ -152,11 +157,10 @@ class FusedDecoder:
     def forward(self, ids: Tensor, start: Tensor, kv: Tensor, longest: int, want_hidden: bool = True) -> Tensor | None:
         """See `Decoder.forward`."""
         batch, width = ids.shape
+        kv = kv[..., : round_up(longest + width), :]
         positions = (start[:, None] + torch.arange(width, device=ids.device)).flatten()
         turns = self._turns_at(positions, longest + width)
-        attend = (
-            self._columnwise(positions, kv.shape, width, longest) if self.columnwise else self._blocked(positions, kv)
-        )
+        attend = (self._columnwise if self.columnwise else self._blocked)(positions, kv.shape, longest)
         rows = torch.arange(batch, device=ids.device).repeat_interleave(width)
         x = functional.embedding(ids.flatten(), self._embedding)
         heads = self._query_heads
@@ -202,14 +206,14 @@ class FusedDecoder:
             dim=1,
         )
 
-    def _columnwise(self, positions: Tensor, shape: torch.Size, width: int, longest: int) -> Any:
+    def _columnwise(self, positions: Tensor, shape: torch.Size, longest: int) -> _Attention:
         """Attention one query a row at a time: three batched products, whose bits depend on nothing but that query."""
         batch, columns = shape[2], shape[4]
-        steps = [min(columns, round_up(longest + n)) for n in range(width)]
-        hidden = torch.arange(steps[-1], device=positions.device) > positions[:, None]
-        bias = torch.zeros(hidden.shape, dtype=self.spec.dtype, device=positions.device).masked_fill_(
-            hidden, -torch.inf
-        )
+        width = len(positions) // batch
+        steps = [min(columns, round_up(longest + number)) for number in range(width)]
+        unseen = torch.arange(steps[-1], device=positions.device) > positions[:, None]
+        bias = torch.zeros(unseen.shape, dtype=self.spec.dtype, device=positions.device)
+        bias.masked_fill_(unseen, -torch.inf)
         bias = bias.view(batch, width, 1, 1, -1)
         groups = self._query_heads // self.spec.heads
         flat = (batch * self.spec.heads, groups)
@@ -226,9 +230,9 @@ class FusedDecoder:
 
         return attend
 
-    def _blocked(self, positions: Tensor, kv: Tensor) -> Any:
+    def _blocked(self, positions: Tensor, shape: torch.Size, longest: int) -> _Attention:  # noqa: ARG002 - as above
         """Attention by torch's fused kernel. A key head's group of query heads is laid along the queries."""
-        batch, columns = kv.shape[2], kv.shape[4]
+        batch, columns = shape[2], shape[4]
         groups = self._query_heads // self.spec.heads
         seen = torch.arange(columns, device=positions.device) <= positions[:, None]
         mask = seen.view(batch, 1, -1, 1, columns).expand(-1, -1, -1, groups, -1).flatten(2, 3)
@@ -237,7 +241,8 @@ class FusedDecoder:
             width = queries.shape[1]
             grouped = queries.unflatten(2, (-1, groups)).transpose(1, 2).flatten(2, 3)
             out: Tensor = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
-            return out.unflatten(2, (width, groups)).transpose(1, 2).reshape(batch * width, -1)
+            by_query: Tensor = out.unflatten(2, (width, groups)).transpose(1, 2)
+            return by_query.reshape(batch * width, -1)
 
         return attend
 

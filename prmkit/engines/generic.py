@@ -22,15 +22,15 @@ class _SlotLayer(CacheLayerMixin):
         super().__init__()
         self._buffer, self._rows, self._positions = buffer, rows, positions
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:  # noqa: ARG002
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         new = torch.stack([key_states, value_states]).permute(1, 3, 0, 2, 4).flatten(0, 1)  # [B*Q, 2, K, D]
         self._buffer[:, self._rows, :, self._positions] = new
         return self._buffer[0], self._buffer[1]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002
         return self._buffer.shape[3], 0
 
     def get_seq_length(self) -> int:
@@ -65,10 +65,13 @@ class GenericDecoder:
                 "engine.device", str(device), f"the model's own device {first.device} for {type(backbone).__name__}"
             )
         self._backbone = backbone
-        self._vocab_size = int(config.vocab_size)
-        self.spec = KVSpec.of(config, first.dtype, first.device)
-        window = getattr(config, "sliding_window", None)
-        self.context = int(min(config.max_position_embeddings, window or config.max_position_embeddings))
+        try:
+            self._vocab_size = int(config.vocab_size)
+            self.spec = KVSpec.of(config, first.dtype, first.device)
+            window = getattr(config, "sliding_window", None)
+            self.context = int(min(config.max_position_embeddings, window or config.max_position_embeddings))
+        except AttributeError as error:
+            raise self._refusal(str(error)) from error
         self._probe()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -104,7 +107,9 @@ class GenericDecoder:
     @torch.no_grad()
     def _probe(self) -> None:
         """Refuse architectures whose result over the buffer, in two pieces, is not their own result."""
-        device, length, cut = self.spec.device, 12, 7
+        device = self.spec.device
+        length = min(12, self.context)
+        cut = length // 2 + 1
         ids = (torch.arange(length, device=device) * 7919 % self._vocab_size)[None]
         kv = self.spec.allocate(1, round_up(length))
         training = self._backbone.training
@@ -114,7 +119,7 @@ class GenericDecoder:
             zero = torch.zeros(1, dtype=torch.long, device=device)
             pieces = [self.forward(ids[:, :cut], zero, kv, 1), self.forward(ids[:, cut:], zero + cut, kv, cut + 1)]
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            raise self._refusal(f"it failed with: {error}") from error
+            raise self._refusal(str(error)) from error
         finally:
             self._backbone.train(training)
         got = torch.cat([piece for piece in pieces if piece is not None], dim=1)
@@ -128,5 +133,5 @@ class GenericDecoder:
             "engine.model",
             type(self._backbone).__name__,
             "a decoder with full attention and a key/value cache",
-            f"Decoding over the engine's cache was tried: {why}. Serve this model with vLLM instead.",
+            f"It does not decode over such a cache: {why}.",
         )

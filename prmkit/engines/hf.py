@@ -214,7 +214,7 @@ class _Worker:
         """Take new weights; nothing may be in work."""
         self._decoder.load(weights.backbone)
         self._set_head(weights)
-        self._encoder.cache.clear()
+        self._encoder.clear()
 
     def _set_head(self, weights: Any) -> None:
         spec = self._decoder.spec
@@ -231,7 +231,7 @@ class _Worker:
         self._owners: list[tuple[_Request, int]] = []  # request and sample index of every row
         self._queue: deque[_Request] = deque()
         self._stop_numbers: dict[tuple[str, ...], int] = {}
-        self._encoder.cache.clear()
+        self._encoder.clear()
         self._stop_number(())
 
     def is_full(self, jobs: list[Job[GenerationRequest, list[Completion]]]) -> bool:

@@ -176,7 +176,12 @@ class PrefixEncoder:
         self._decoder = decoder
         self._batch_tokens = batch_tokens
         self._keep_hidden = keep_hidden
-        self._scratch = Scratch(decoder.spec)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, also what a failure may have left that is not finite."""
+        self.cache.clear()
+        self._scratch = Scratch(self._decoder.spec)
 
     def encode(self, sequences: Sequence[Sequence[int]]) -> list[tuple[PrefixNode, int]]:
         """Nodes that end with each of these non-empty sequences, and the tokens that had to be computed for each.
@@ -190,7 +195,7 @@ class PrefixEncoder:
                 for batch in self._batches(level):
                     self._compute(batch)
         except BaseException:
-            self.cache.clear()
+            self.clear()
             raise
         return found
 

@@ -15,11 +15,12 @@ from types import TracebackType
 from prmkit.errors import ConfigError
 from prmkit.grading.extract import DEFAULT_EXTRACTORS, extract_answer, get_extractors
 from prmkit.grading.normal import Group, group_of, normalise, number
-from prmkit.grading.pool import ComparisonPool
+from prmkit.grading.pool import ComparisonPool, Verdict
 from prmkit.types import Grade
 
 __all__ = ["MathGrader"]
 
+_TOLERANCE = 1e-5  # math-verify rounds to 6 decimals; what lies closer is left to it
 _MAX_DEPTH = 8
 _MAX_ITEMS = 32
 _WORD = re.compile(r"[A-Za-z]{3,}(?:[ '-][A-Za-z]+)*")
@@ -63,7 +64,7 @@ class MathGrader:
         self._extractors = tuple(extractors)
         self._max_chars, self._cache_size = max_chars, cache_size
         self._pool = ComparisonPool(workers, timeout, memory_mb)
-        self._cache: OrderedDict[tuple[str, ...], bool | None] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, ...], Verdict] = OrderedDict()
 
     def extract(self, text: str) -> str | None:
         return extract_answer(text, self._extractors)
@@ -119,6 +120,8 @@ class MathGrader:
             open_atoms: dict[_Atoms, None] = {}
             grades = [self._decide(left, right, open_atoms) for left, right in pairs]
             if not open_atoms:
+                while len(self._cache) > self._cache_size:
+                    self._cache.popitem(last=False)
                 return grades
             self._resolve(list(open_atoms))
 
@@ -142,18 +145,33 @@ class MathGrader:
         return Grade(correct, timed_out and not correct)
 
     def _resolve(self, open_atoms: list[_Atoms]) -> None:
-        """Put verdicts on pairs of expressions into the cache. Each expression is tried alone first, so that one that
-        overruns the limits costs one time limit and not one for every partner."""
+        """Put verdicts on pairs of expressions into the cache. Each expression is tried alone first: one that overruns
+        the limits then costs one time limit and not one for every partner, and different values need no algebra."""
         singles = sorted({(text,) for atoms in open_atoms for text in atoms} - self._cache.keys())
         self._remember(singles)
-        sound = [atoms for atoms in open_atoms if all(self._cache.get((text,), True) for text in atoms)]
-        self._cache.update(dict.fromkeys(set(open_atoms) - set(sound)))
-        self._remember(sound)
-        while len(self._cache) > self._cache_size + len(open_atoms) + len(singles):
-            self._cache.popitem(last=False)
+        doubtful = []
+        for atoms in open_atoms:
+            first, second = (self._cache[(text,)] for text in atoms)
+            if first is None or second is None:
+                self._cache[atoms] = None
+            elif _differ(first, second):
+                self._cache[atoms] = False
+            else:
+                doubtful.append(atoms)
+        self._remember(doubtful)
 
     def _remember(self, jobs: Sequence[tuple[str, ...]]) -> None:
         self._cache.update(zip(jobs, self._pool.run(jobs), strict=True))
+
+
+def _differ(first: Verdict, second: Verdict) -> bool:
+    """Is one not an expression at all, or are their values further apart than rounding explains?"""
+    if not first or not second:
+        return True
+    if not isinstance(first, tuple) or not isinstance(second, tuple):
+        return False
+    a, b = complex(*first), complex(*second)
+    return abs(a - b) > _TOLERANCE * max(1.0, abs(a), abs(b))
 
 
 def _equal(left: str, right: str, known: Callable[[_Atoms], bool], depth: int) -> bool:

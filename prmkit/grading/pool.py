@@ -17,7 +17,10 @@ from pathlib import Path
 
 import prmkit
 
-__all__ = ["ComparisonPool"]
+__all__ = ["ComparisonPool", "Verdict"]
+
+Verdict = bool | tuple[float, float] | None
+"""Equivalent or not; for one text see `ComparisonPool.run`; None for an overrun limit."""
 
 START_SECONDS = 120.0
 _GRACE_SECONDS = 2.0
@@ -69,6 +72,11 @@ class _Worker:
         self.output.close()
 
 
+def _verdict(line: bytes) -> Verdict:
+    value = json.loads(line)
+    return (float(value[0]), float(value[1])) if isinstance(value, list) else bool(value)
+
+
 def _kill_all(workers: list[_Worker], owner: int) -> None:
     """End all workers, unless this is a fork of the process that started them."""
     if os.getpid() == owner:
@@ -98,10 +106,13 @@ class ComparisonPool:
         with self._lock:
             _kill_all(self._workers, self._owner)
 
-    def run(self, jobs: Sequence[Sequence[str]]) -> list[bool | None]:
+    def run(self, jobs: Sequence[Sequence[str]]) -> list[Verdict]:
         """Verdicts on lists of one or two texts, in order; None where a worker overran its time or memory limit.
 
-        See `prmkit.grading.worker` for what they mean. Raises RuntimeError when workers cannot be started.
+        Two texts: are they equivalent? One text: the value (real, imaginary) of an expression at a fixed place of its
+        variables, false for what cannot be parsed, true for anything else.
+
+        Raises RuntimeError when workers cannot be started.
         """
         if not jobs:
             return []
@@ -115,8 +126,8 @@ class ComparisonPool:
                 _kill_all(self._workers, self._owner)
                 raise
 
-    def _run(self, jobs: Sequence[Sequence[str]]) -> list[bool | None]:
-        verdicts: list[bool | None] = [None] * len(jobs)
+    def _run(self, jobs: Sequence[Sequence[str]]) -> list[Verdict]:
+        verdicts: list[Verdict] = [None] * len(jobs)
         waiting = deque(range(len(jobs)))
         open_jobs = len(jobs)
         while open_jobs:
@@ -132,7 +143,7 @@ class ComparisonPool:
                 if line is None:
                     self._discard(worker)
                 if worker.job is not None:
-                    verdicts[worker.job] = None if line is None else bool(json.loads(line))
+                    verdicts[worker.job] = None if line is None else _verdict(line)
                     worker.job = None
                     open_jobs -= 1
         return verdicts

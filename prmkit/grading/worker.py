@@ -1,18 +1,22 @@
 """The process that compares expressions with math-verify. Run as `python -m prmkit.grading.worker MEMORY_MB SECONDS`.
 
-It reads one JSON list of one or two texts a line and answers each with one JSON line: for two texts, whether they are
-equivalent; for one text, true when it could be parsed and evaluated at all within the limits (what cannot, never
-answers: the pool kills this process). It ends itself by an alarm shortly after the pool should have, so that a pool
-that died leaves nothing running. Everything here may be fed hostile text.
+It reads one JSON list of one or two texts a line and answers each with one JSON line. Two texts: whether they are
+equivalent. One text: `[real, imaginary]`, its value, when it is an expression; false when it cannot be parsed; true when
+it is anything else, an equation or a set, that can be evaluated within the limits. What cannot, never answers: the pool
+kills this process. It ends itself by an alarm shortly after the pool should have, so that a pool that died leaves
+nothing running. Everything here may be fed hostile text.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
 import sys
+import zlib
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -31,7 +35,7 @@ def main(memory_mb: int, seconds: float) -> None:
     """
     channel = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # whatever a library prints must not reach the channel
-    compare = _comparer()
+    probe, compare = _operations()
     compare("x", "y")
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb * MEBIBYTE, memory_mb * MEBIBYTE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -41,14 +45,9 @@ def main(memory_mb: int, seconds: float) -> None:
     for line in sys.stdin:
         texts = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        if len(texts) == 1:
-            for probe in PROBES:
-                compare(texts[0], probe)
-            verdict = True
-        else:
-            verdict = compare(texts[0], texts[1])
+        reply = probe(texts[0]) if len(texts) == 1 else compare(texts[0], texts[1])
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _reply(channel, verdict)
+        _reply(channel, reply)
 
 
 def _reply(channel: Any, value: object) -> None:
@@ -56,8 +55,9 @@ def _reply(channel: Any, value: object) -> None:
     channel.flush()
 
 
-def _comparer() -> Any:
-    """The comparison, its imports done. math-verify's own limits use signals and are switched off: the pool's hold."""
+def _operations() -> tuple[Callable[[str], list[float] | bool], Callable[[str, str], bool]]:
+    """What is done with one text and with two, the imports done. math-verify's own limits use signals and are switched
+    off: the pool's hold."""
     import logging
 
     from math_verify import LatexExtractionConfig, parse, verify
@@ -68,6 +68,14 @@ def _comparer() -> Any:
     def parsed(text: str) -> Any:
         return parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
 
+    def probe(text: str) -> list[float] | bool:
+        for partner in PROBES:
+            compare(text, partner)
+        expressions = [value for value in parsed(text) if not isinstance(value, str)]
+        if not expressions:
+            return False
+        return _value(expressions[0]) if len(expressions) == 1 else True
+
     def compare(left: str, right: str) -> bool:
         first, second = parsed(left), parsed(right)
         # verify is not symmetric: it follows its first argument's form (equation or value, relation or set)
@@ -75,7 +83,22 @@ def _comparer() -> Any:
             verify(a, b, strict=True, timeout_seconds=None) for a, b in ((first, second), (second, first)) if a and b
         )
 
-    return compare
+    return probe, compare
+
+
+def _value(expression: Any) -> list[float] | bool:
+    """The value of an expression, its variables set to numbers that depend on their names only. Expressions that are
+    equal have equal values, so that most unequal ones can be told apart without algebra; true for anything else."""
+    import sympy
+
+    if not isinstance(expression, sympy.Expr):
+        return True
+    places = {symbol: 0.5 + zlib.crc32(symbol.name.encode()) / 2**32 for symbol in expression.free_symbols}
+    try:
+        value = complex(expression.subs(places).evalf(15))
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        return True
+    return [value.real, value.imag] if math.isfinite(abs(value)) else True
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PRMScorer", "ScorerStats"]
 
+_HEAD_ROWS = 64
 _PATIENCE = 2  # passes of the event loop to wait for more; see `Driver`
 
 
@@ -104,14 +105,14 @@ class PRMScorer:
             raise RuntimeError("update_weights while calls are waiting for scores; await them first")
         own = self._model.backbone if source is None else source
         self._decoder.load(merged_state_dict(own) if isinstance(own, nn.Module) else own)
-        self._encoder.cache.clear()
+        self._encoder.clear()
 
     # -- the worker's side, called by the driver --------------------------------------------------------------------
 
     def reset(self) -> None:
         """See `Worker.reset`."""
         self._waiting = []
-        self._encoder.cache.clear()
+        self._encoder.clear()
 
     def is_full(self, jobs: list[Job[EncodedSteps, StepScores]]) -> bool:
         """See `Worker.is_full`."""
@@ -135,8 +136,7 @@ class PRMScorer:
     def _score(self, jobs: list[Job[EncodedSteps, StepScores]]) -> None:
         encoded = self._encoder.encode([job.payload.input_ids for job in jobs])
         hidden = [node.read_hidden(job.payload.positions) for job, (node, _) in zip(jobs, encoded, strict=True)]
-        stacked = torch.stack([state for states in hidden for state in states])
-        probabilities = self._model.probability(self._model.logits_at(stacked)).float().tolist()
+        probabilities = self._probabilities([state for states in hidden for state in states])
         self._encoder.trim()
         self.stats.batches += 1
         begin = 0
@@ -145,5 +145,14 @@ class PRMScorer:
             self.stats.requests += 1
             self.stats.encoded_tokens += new
             self.stats.reused_tokens += len(job.payload.input_ids) - new
-            job.future.set_result(StepScores(tuple(cast(list[float], probabilities[begin:end])), encoded_tokens=new))
+            job.future.set_result(StepScores(tuple(probabilities[begin:end]), encoded_tokens=new))
             begin = end
+
+    def _probabilities(self, states: list[Tensor]) -> list[float]:
+        """The head on hidden states [H], in blocks of one size: products of other sizes differ in the last bits."""
+        found: list[float] = []
+        for begin in range(0, len(states), _HEAD_ROWS):
+            block = torch.stack(states[begin : begin + _HEAD_ROWS])
+            padded = torch.nn.functional.pad(block, (0, 0, 0, _HEAD_ROWS - len(block)))
+            found += self._model.probability(self._model.logits_at(padded))[: len(block)].tolist()
+        return found

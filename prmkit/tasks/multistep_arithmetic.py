@@ -21,7 +21,7 @@ from prmkit.errors import ConfigError
 from prmkit.grading.exact import ExactGrader
 from prmkit.seeding import derive_seed
 from prmkit.tasks.generated import GeneratedTask
-from prmkit.tasks.multistep_lines import evaluate, next_line, parse_expression, solution_lines
+from prmkit.tasks.multistep_lines import MAX_OPERANDS, evaluate, next_line, parse_expression, solution_lines
 from prmkit.tasks.vocabulary import word_tokenizer
 from prmkit.types import Grader, Problem
 
@@ -29,11 +29,10 @@ __all__ = ["MultistepArithmeticTask", "benchmark_hashes", "final_answer", "quest
 
 _WORDS = (
     *"0123456789+-*=,\n ()",
-    *("A=", "B=", "C="),
+    *(f"{letter}=" for letter in "abcdefghijklmnopqrstuvwxyzABCD"),
     *(" + ", " - ", " * ", "((", ") + (", ") - (", ") * (", ")) ="),
 )
 _ANSWER = re.compile(r"(?:\A|\n)=(-?\d+)\s*\Z")
-_OPERATORS = "+-*"
 
 
 def question_hash(question: str) -> int:
@@ -59,32 +58,34 @@ def final_answer(text: str) -> str | None:
 class MultistepArithmeticTask(GeneratedTask):
     """See the module. Splits: train, validation, test and hard, endless and disjoint.
 
+    Problems of hard have the benchmark's shape too, but draw `*` more often, so that numbers are larger.
+
     Attributes:
-        operands: numbers on each side in train, validation and test; the benchmark has 4. 2..8.
-        hard_operands: the same in hard. 2..8.
+        operands: numbers on each side; the benchmark has 4. 2..13.
+        hard_product_share: probability in [0, 1] of `*` for every operator of hard; elsewhere it is 1/3.
         teacher_error: probability in [0, 1] that a teacher gets a line wrong (one digit off by one, or a sign) and
             goes on from there; 0 gives exact demonstrations.
     """
 
     operands: int = 4
-    hard_operands: int = 5
+    hard_product_share: float = 0.6
     teacher_error: float = 0.0
 
     name = "multistep_arithmetic"
 
     def __post_init__(self) -> None:
-        for field in ("operands", "hard_operands"):
-            if not 2 <= getattr(self, field) <= 8:
-                raise ConfigError(f"task.{self.name}.{field}", getattr(self, field), "an integer in 2..8")
-        if not 0.0 <= self.teacher_error <= 1.0:
-            raise ConfigError(f"task.{self.name}.teacher_error", self.teacher_error, "a number in [0, 1]")
+        if not 2 <= self.operands <= MAX_OPERANDS // 2:
+            raise ConfigError(f"task.{self.name}.operands", self.operands, f"an integer in 2..{MAX_OPERANDS // 2}")
+        for field in ("hard_product_share", "teacher_error"):
+            if not 0.0 <= getattr(self, field) <= 1.0:
+                raise ConfigError(f"task.{self.name}.{field}", getattr(self, field), "a number in [0, 1]")
 
     @property
     def grader(self) -> Grader:
         return ExactGrader(final_answer)
 
     def tokenizer(self) -> Any:
-        """A Hugging Face fast tokenizer of 34 entries: digits, signs and newline alone, ` + ` and the like whole."""
+        """A Hugging Face fast tokenizer of 61 entries: digits, signs and newline alone, ` + `, `a=` and so on whole."""
         return word_tokenizer(_WORDS)
 
     def admits(self, question: str) -> bool:
@@ -92,15 +93,14 @@ class MultistepArithmeticTask(GeneratedTask):
         return question_hash(question) not in benchmark_hashes()
 
     def draw(self, rng: random.Random, split: str) -> str:
-        count = self.hard_operands if split == "hard" else self.operands
-        left, right = (self._side(rng, count) for _ in range(2))
-        return f"(({left}) {_OPERATORS[int(rng.random() * 3)]} ({right})) ="
+        products = self.hard_product_share if split == "hard" else 1 / 3
+        left, right = (self._side(rng, products) for _ in range(2))
+        return f"(({left}) {_operator(rng, products)} ({right})) ="
 
-    @staticmethod
-    def _side(rng: random.Random, count: int) -> str:
+    def _side(self, rng: random.Random, products: float) -> str:
         parts = [str(int(rng.random() * 19) - 9)]
-        for _ in range(count - 1):
-            parts += (_OPERATORS[int(rng.random() * 3)], str(int(rng.random() * 19) - 9))
+        for _ in range(self.operands - 1):
+            parts += (_operator(rng, products), str(int(rng.random() * 19) - 9))
         return " ".join(parts)
 
     def solve(self, question: str) -> tuple[str, str, str]:
@@ -124,6 +124,13 @@ class MultistepArithmeticTask(GeneratedTask):
         expression = parse_expression(problem.question)
         lines = [step.strip() for step in steps]
         return tuple(line == next_line(expression, lines[:index]) for index, line in enumerate(lines))
+
+
+def _operator(rng: random.Random, products: float) -> str:
+    drawn = rng.random()
+    if drawn < products:
+        return "*"
+    return "+" if drawn < (1.0 + products) / 2 else "-"
 
 
 def _slip(line: str, rng: random.Random) -> str:

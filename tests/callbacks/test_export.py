@@ -65,7 +65,7 @@ def test_nothing_is_written_when_the_fit_fails(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="export.dirpath"):
+    with pytest.raises(ConfigError, match=r"export\.dirpath"):
         ExportPretrained("")
     with pytest.raises(ConfigError, match=r"ExportPretrained: got 'Plain'"):
         fit(Plain(), ExportPretrained(str(tmp_path)))

@@ -104,10 +104,10 @@ def trainer(**changes) -> Trainer:
 
 
 def test_sft_learns_logs_and_exports(tmp_path: Path) -> None:
-    model, run = SFT(SOURCE, optimizer=FAST), trainer(max_epochs=8)
+    model, run = SFT(SOURCE, optimizer=FAST), trainer(max_epochs=16)
     run.fit(model, loader(sft_batches()), loader(sft_batches(8)[6:]))
     logged = {name: float(value) for name, value in run.callback_metrics.items()}
-    assert logged["val/loss"] < 0.2 < math.log(52)
+    assert logged["val/loss"] < 0.5 < math.log(16)
     assert logged["train/tokens"] == 8 * 12
     assert logged["train/targets"] == 8 * 10
     assert 0 < logged["train/lr"] < 1e-2
@@ -263,7 +263,7 @@ def test_refusals() -> None:
         PRM(SOURCE, step_format={"base": "plain", "prm": {"positive": "yes"}})
     batch = prm_batches(1)[0]
     batch.targets = batch.targets * 0.5
-    with pytest.raises(DataError, match='loss "hard" got the target 0.5'):
+    with pytest.raises(DataError, match=r'loss "hard" got the target 0\.5'):
         trainer().fit(PRM(SOURCE), loader([batch]))
 
 

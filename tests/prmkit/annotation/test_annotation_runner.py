@@ -29,14 +29,13 @@ def slips(prefix, index, seed, every=3):
     """Carries the program on from the value written last; a third of the lines say another value."""
     rng = random.Random(f"{prefix} {index} {seed}")
     question, *lines = prefix.split("\n")[:-1]
-    exact = [line.partition("=") for line in TASK.solve(question)[0].split("\n")]
-    program, value = question.partition(",")[0], int(lines[-1][-1] if lines else question[-1], 16)
-    out = []
-    for label, _, _ in exact[len(lines) :]:
-        value = int(TASK.solve(f"{label},{value:X}")[1], 16)
-        value = (value + rng.randrange(1, 15)) % 16 if rng.randrange(every) == 0 else value
-        out.append(f"{label}={value:X}\n")
-    assert program
+    operations = [line.partition("=")[0] for line in TASK.solve(question)[0].split("\n")]
+    value, out = (lines[-1] if lines else question)[-1], []
+    for operation in operations[len(lines) :]:
+        value = TASK.solve(f"{operation},{value}")[1]
+        if rng.randrange(every) == 0:
+            value = f"{(int(value, 16) + rng.randrange(1, 15)) % 16:X}"
+        out.append(f"{operation}={value}\n")
     return "".join(out)
 
 
@@ -178,7 +177,7 @@ def test_a_problem_that_fails_is_left_out_and_named(engine, whole, tmp_path):
     assert (state["counts"]["problems"], state["counts"]["failed"]) == (12, 1)
     kept = [line for line in whole.read_text().splitlines() if json.loads(line)["problem_id"] != PROBLEMS[7].id]
     assert (tmp_path / "x.jsonl").read_text().splitlines() == kept
-    with pytest.raises(DataError, match="all of the first 1 problems failed.*too long"):
+    with pytest.raises(DataError, match=r"all of the first 1 problems failed.*too long"):
         annotate(fragile, tmp_path / "y.jsonl", problems=PROBLEMS[7:8])
 
 

@@ -109,7 +109,6 @@ def test_prm800k_sample(data_dir):
     assert whole[0].steps[1] == "We have $3p+e=1.24$ and $5p+e=1.82$."  # the human's, behind five wrong ones
     assert whole[0].values == (1.0, None, 1.0, 1.0, 1.0, 1.0)
     assert whole[0].answer == "29"
-    assert not any("not unique" in row.question for row in rows)
 
 
 # -- Math-Shepherd ---------------------------------------------------------------------------------------------------
@@ -226,16 +225,15 @@ def test_math_aps_samples_hold_the_question_once_and_every_prefix(data_dir):
     assert len(rows) == 81 + 7 + 36 + 137 + 85 + 20
     assert not any(row.question in step for row in rows for step in row.steps)
     flat = [json.loads(line) for line in (folder / "math-aps.jsonl").read_text(encoding="utf-8").splitlines()]
-    squeeze = "".join
     for native in flat:
         mine = {
-            (squeeze("".join(row.steps[: n + 1]).split()), row.values[n])
+            ("".join("".join(row.steps[: n + 1]).split()), row.values[n])
             for row in rows
             if row.question == native["question"]
             for n in range(len(row.steps))
         }
         for node in native["reasoning_steps"]:
-            text = squeeze(node["solution_prefix"][len(native["question"]) :].split())
+            text = "".join(node["solution_prefix"][len(native["question"]) :].split())
             same = [
                 other["mc_value"]
                 for other in native["reasoning_steps"]

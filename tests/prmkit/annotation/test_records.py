@@ -38,7 +38,7 @@ def test_optional_fields_may_be_missing_and_unknown_ones_are_left_out():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"values": [0.5, 1.5]}, r"data\.jsonl:7: values\[1\]: got 1\.5; accepted: a number in \[0, 1\], or null"),
+        ({"values": [0.5, 1.5]}, r"values\[1\]: got 1\.5; accepted: a number in \[0, 1\], or null"),
         ({"values": [0.5, float("nan")]}, r"values\[1\]: got nan"),
         ({"values": [True, 0.0]}, r"values\[0\]: got True"),
         ({"values": [0.5]}, r"values: got 1 entries for 2 steps"),
@@ -55,9 +55,8 @@ def test_optional_fields_may_be_missing_and_unknown_ones_are_left_out():
     ],
 )
 def test_refusals_name_place_field_and_value(change, message):
-    with pytest.raises(DataError, match=r"^data\.jsonl:7: .*" if "data" in message else message) as error:
+    with pytest.raises(DataError, match=r"^data\.jsonl:7: " + message):
         StepLabels.from_json({**RECORD.to_json(), **change}, "data.jsonl:7")
-    assert str(error.value).startswith("data.jsonl:7: ")
 
 
 def test_missing_field():

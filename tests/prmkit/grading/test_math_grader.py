@@ -97,10 +97,9 @@ def test_math500_gold_solutions(grader, data_dir):
     assert (
         sum(g.correct for g in grader.grade([(a, r["answer"]) for a, r in zip(answers, records, strict=True)])) == 500
     )
+    # a neighbour's answer is right in three places: 7 after 7, 3 after 3, x=5 after 5
     shifted = [record["answer"] for record in records[1:] + records[:1]]
-    wrong = sum(g.correct for g in grader.grade(list(zip(answers, shifted, strict=True))))
-    exact = sum(number(normalise(a)) is not None and a == b for a, b in zip(answers, shifted, strict=True))
-    assert wrong == exact  # a neighbour's answer is right only where it is the same number
+    assert sum(grade.correct for grade in grader.grade(list(zip(answers, shifted, strict=True)))) == 3
 
 
 def test_gsm8k_gold_solutions(grader, data_dir):
@@ -208,7 +207,7 @@ def test_number(text, value):
 )
 def test_group_of(text, kind, items):
     group = group_of(text)
-    assert (None, None) == (kind, items) if group is None else (group.kind, group.items) == (kind, items)
+    assert (group or (None, None)) == (kind, items)
 
 
 def test_exact_grader():
@@ -228,7 +227,7 @@ def test_bad_options(options):
 
 def test_workers_end_with_the_grader():
     pool = ComparisonPool(workers=2, timeout=5.0, memory_mb=2048)
-    assert pool.run([("x+x", "2x"), ("x", "y"), ("x",)]) == [True, False, True]
+    assert pool.run([("x+x", "2x"), ("x", "y"), ("x",), ("3+4i",)]) == [True, False, True, (3.0, 4.0)]
     pids = [worker.process.pid for worker in pool._workers]
     pool.close()
     for pid in pids:

@@ -14,19 +14,23 @@ from prmkit.types import Problem, VerifiableTask
 TASK = get_task("multistep_arithmetic")
 QUESTION = "((-1 + 2 + 2 * 9 * 5) * (-2 + -4 + -4 * -7)) ="
 WORKING = """\
-A=-1+2+81*5
-81*5=04,90
-A=-1+2+09
-A=+1+09
+a=-1
+b=-1+2
+c=+1+2
+d=+1+81
+e=81*5=04,90
+e=+1+09
 A=+19
-B=-2-4+82
-B=-6+82
+f=-2
+g=-2-4
+h=-6-4
+i=-6+82
 B=+22
 C=+19*22
-19*2=20,81
-19*02=0,20,81
-281+0281=2002
-C=+2002
+C=19*2=20,81
+C=19*02=0,20,81
+C=281+0281=2002
+D=+2002
 =2002"""
 
 
@@ -71,71 +75,91 @@ def test_a_drawn_benchmark_problem_is_never_given_out(data_dir):
         assert all(task.problem(split, 0).question != example["input"] for split in SPLIT_SHARES)
 
 
+def python_value(line):
+    """What a line of working claims, worked out by Python: (label, value)."""
+    label, *parts = line.split("=")
+    if "," in parts[-1] or (len(parts) > 1 and "*" in parts[0]):
+        groups = parts[-1].split(",")
+        result = int(("".join(group[0] for group in groups) + groups[-1][1])[::-1])
+        assert eval(in_usual_order(parts[0])) == result
+    elif len(parts) > 1:
+        assert eval(in_usual_order(parts[0])) == eval(in_usual_order(parts[1]))
+    return label, eval(in_usual_order(parts[0])) if label else int(parts[0])
+
+
 @pytest.mark.parametrize("split", ["train", "validation", "test", "hard"])
-def test_every_line_keeps_the_value(split):
-    """An independent twin: Python evaluates the question and every line."""
+def test_every_line_against_python(split):
+    """An independent twin: Python evaluates the question, its beginnings, and every line."""
     for problem in TASK.problems(split, 300):
         left, operator, right = re.fullmatch(r"\(\((.*)\) (.) \((.*)\)\) =", problem.question).groups()
-        assert left.count(" ") == right.count(" ") == (8 if split == "hard" else 6)
+        assert left.count(" ") == right.count(" ") == 6
         values = {"A": eval(left), "B": eval(right), "C": eval(f"({left}) {operator} ({right})")}
+        values |= {"D": values["C"], "": values["C"]}
+        for side, letters in ((left, "abcd"), (right, "efgh")):
+            words = side.split(" ")
+            values |= {letter: eval(" ".join(words[: 2 * i + 1])) for i, letter in enumerate(letters)}
         lines = problem.solution.split("\n")
-        for line in lines[:-1]:
-            label, _, text = line.partition("=")
-            if label in values:
-                assert eval(in_usual_order(text)) == values[label]
-            elif "+" in label:
-                assert eval(in_usual_order(label)) == eval(in_usual_order(text))
-            else:
-                groups = text.split(",")
-                digits = "".join(group[0] for group in groups) + groups[-1][1]
-                assert eval(in_usual_order(label)) == int(digits[::-1])
-        assert lines[-1] == f"={values['C']}"
+        for line in lines:
+            working = line.count("=") == 2
+            label, value = python_value(line)
+            assert working or value == values[label]
         assert problem.answer == str(values["C"]) == TASK.grader.extract(problem.solution)
         assert all(TASK.check(problem, lines))
 
 
 def test_carries_are_those_of_written_multiplication():
     # 487 * 6: 7*6 = 42, 8*6+4 = 52, 4*6+5 = 29
-    expression = parse_expression("((1 + 2) - (3 + 4)) =")
-    assert next_line(expression, ["A=-784*-6"]) == "784*6=24,25,92"
-    assert next_line(expression, ["A=-784*-6", "784*6=24,25,92"]) == "A=+2292"
+    expression = parse_expression("((1 * -6 + 1) - (3 + 4)) =")
+    assert next_line(expression, ["a=+5-784"]) == "b=784*6=24,25,92"
+    assert next_line(expression, ["a=+5-784", "b=784*6=24,25,92"]) == "b=+5+2292"
+    assert next_line(expression, ["a=+5-784", "b=784*6=24,25,93"]) == "b=+5+2293"  # as written
+    assert next_line(expression, ["b=+5-784"]) == "c=-977+1"
 
 
 @pytest.mark.parametrize(
     ("lines", "following"),
     [
-        (["A=+3-54"], "A=-24"),  # 3 - 45
-        (["A=-6+6"], "A=+0"),
-        (["A=-0-0+5"], "A=-0+5"),
-        (["A=-0+5"], "A=+5"),
-        (["A=-99-1"], "A=-001"),  # -99 - 1
-        (["A=+001-99"], "A=+1"),
-        (["A=+5"], "B=+3+4"),
+        ([], "a=+1"),
+        (["a=+1"], "b=-2"),  # 1 * -2
+        (["b=-2"], "c=-2-3"),
+        (["c=-2-3"], "d=-5+0"),
+        (["c=-2+54"], "d=+34+0"),  # -2 + 45
+        (["c=+3-3"], "d=+0+0"),
+        (["d=-0-0"], "A=-0"),
+        (["d=-99-1"], "A=-001"),  # -99 - 1
+        (["d=+001-99"], "A=+1"),
+        (["A=+5"], "e=+4"),
+        (["e=+21"], "f=21*9=81,01"),  # 12 * 9: 8 and carry 1; 9 + 1 is 0 and carry 1
         (["A=+5", "B=-7"], "C=+5+7"),
         (["B=-7"], None),  # no left side to combine with
         (["A=+5-1", "B=-7"], None),  # a left side not worked out
-        (["C=-21"], "=-12"),
-        (["C=-0"], "=0"),
+        (["D=-21"], "=-12"),
+        (["D=-0"], "=0"),
         (["=-12"], None),
-        (["A=+5", "nonsense"], None),
-        (["C=+21*345", "21*3=63,30"], "21*04=0,84,40"),  # 12 * 543, by 3 and 40
-        (["C=+21*345", "21*3=63,30", "21*04=0,84,40"], "63+084=615"),  # 36 + 480 = 516
-        (["C=+21*345", "21*3=63,30", "21*04=0,84,40", "63+084=615"], "21*005=0,0,01,60"),
-        (["C=+21*54", "21*5=01,60", "21*04=0,84,40", "06+084=045"], "C=+045"),
-        (["C=+54*04", "54*0=00,00", "54*04=0,02,81"], "0+0081=0081"),
-        (["63+084=615"], None),
+        (["a=+1", "nonsense"], None),
+        (["z=+1"], None),
+        (["C=+21*345", "C=21*3=63,30"], "C=21*04=0,80,40"),  # 12 * 543, by 3 and 40
+        (["C=+21*345", "C=21*3=63,30", "C=21*04=0,80,40"], "C=63+084=615"),  # 36 + 480 = 516
+        (["C=+21*345", "C=21*3=63,30", "C=21*04=0,80,40", "C=63+084=615"], "C=21*005=0,0,01,60"),
+        (["C=+21*54", "C=21*5=01,60", "C=21*04=0,80,40", "C=06+084=045"], "D=+045"),
+        (["C=+54*04", "C=54*0=00,00", "C=54*04=0,02,61"], "C=0+0061=0061"),
+        (["C=-3*-4", "C=3*4=21"], "D=+21"),
+        (["C=21*3=63,30"], None),
+        (["C=63+084=615"], None),
     ],
 )
 def test_next_line(lines, following):
-    assert next_line(parse_expression("((1 + 2) - (3 + 4)) ="), lines) == following
+    question = "((1 * -2 - 3 + 0) - (4 * 9 + 1 - 1)) ="
+    assert next_line(parse_expression(question), lines) == following
 
 
 def test_check_judges_by_the_line_before_as_written():
     problem = Problem("p", QUESTION, "2002")
     lines = WORKING.split("\n")
-    assert TASK.check(problem, lines) == (True,) * 14
-    slipped = [*lines[:3], "A=+2+09", "A=+29", *lines[5:8], "C=+29*22"]
-    assert TASK.check(problem, slipped) == (True, True, True, False, True, True, True, True, True)
+    count = len(lines)
+    assert TASK.check(problem, lines) == (True,) * count
+    slipped = [*lines[:2], "c=+2+2", "d=+2+81", "e=81*5=04,91", "e=+2+091", "A=+291", *lines[7:12], "C=+291*22"]
+    assert TASK.check(problem, slipped) == (True, True, False, True, False, *(True,) * 8)
     assert TASK.check(problem, [lines[0], "?", lines[2]]) == (True, False, False)
     assert TASK.check(problem, [*lines, "=2002"])[-1] is False
     assert TASK.check(problem, lines[1:])[:2] == (False, True)
@@ -173,10 +197,10 @@ def test_final_answer(text, answer):
 
 def test_tokenizer_keeps_digits_signs_and_newlines_alone():
     tokenizer = TASK.tokenizer()
-    assert len(tokenizer) == 34
-    assert tokenizer.tokenize("((-1 + -2 * 3) - (4 - 5)) =\nA=-1-6\n") == [
+    assert len(tokenizer) == 61
+    assert tokenizer.tokenize("((-1 + -2 * 3) - (4 - 5)) =\na=-1-6\n") == [
         *("((", "-", "1", " + ", "-", "2", " * ", "3", ") - (", "4", " - ", "5", ")) =", "\n"),
-        *("A=", "-", "1", "-", "6", "\n"),
+        *("a=", "-", "1", "-", "6", "\n"),
     ]
     for problem in TASK.problems("train", 100):
         text = f"{problem.question}\n{problem.solution}"

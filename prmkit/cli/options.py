@@ -1,0 +1,101 @@
+"""The options `prm annotate` and `prm search` share, and parsers made of dataclasses.
+
+Nothing here may import models, not even for type checking only: jsonargparse follows those imports, and help would wait
+for torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from prmkit.errors import ConfigError
+
+__all__ = ["EngineConfig", "ProblemSource", "ScorerConfig", "build", "make_parser"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ProblemSource:
+    """Which problems.
+
+    Attributes:
+        task: accumulator, multistep_arithmetic, gsm8k, math, math500, bbh, jsonl or hub.
+        data: file or folder of the tasks that read one; null takes the set of that name from the hub.
+        split: one of the task's splits; null takes the command's usual one.
+        offset: number of the first problem, from 0.
+        limit: problems at most; null takes all, which endless splits refuse.
+        task_options: further options of the task, e.g. {slip_hard: 0.3}.
+    """
+
+    task: str = "accumulator"
+    data: str | None = None
+    split: str | None = None
+    offset: int = 0
+    limit: int | None = None
+    task_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.offset < 0:
+            raise ConfigError("offset", self.offset, "an integer of at least 0")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError("limit", self.limit, "an integer of at least 1, or null for all")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Where and how the policy computes.
+
+    Attributes:
+        max_rows: samples decoded together at most; at least 1.
+        cache_tokens: tokens of prefixes whose keys and values are kept; 0 keeps none.
+        dtype: type of the weights.
+        device: e.g. cpu, cuda, cuda:1; auto is a GPU where there is one. The PRM goes to the same place.
+    """
+
+    max_rows: int = 128
+    cache_tokens: int = 65536
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """How the PRM computes.
+
+    Attributes:
+        max_batch_tokens: tokens computed together at most; at least 1.
+        cache_tokens: tokens of prefixes whose keys and values are kept; 0 keeps none.
+        dtype: type of the weights.
+    """
+
+    max_batch_tokens: int = 8192
+    cache_tokens: int = 65536
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+def make_parser(command: str, usage: str, flat: Iterable[type], groups: Mapping[str, type]) -> Any:
+    """A jsonargparse parser for dataclasses.
+
+    Args:
+        command: e.g. "prm search".
+        usage: the usage line, without "usage:".
+        flat: dataclasses whose fields are options of their own; fields that are named in `groups` are left to those.
+        groups: dataclasses whose fields are options under a name, e.g. `--sampling.temperature`.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=command, usage=usage, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with these settings; later ones win, key by key")
+    for kind in flat:
+        parser.add_class_arguments(kind, skip={f.name for f in fields(kind)} & set(groups))
+    for name, kind in groups.items():
+        parser.add_class_arguments(kind, name)
+    return parser
+
+
+def build(kind: type[T], values: Any) -> T:
+    """A dataclass from the instantiated options of a parser."""
+    return kind(**{f.name: values[f.name] for f in fields(kind)})  # type: ignore[arg-type]

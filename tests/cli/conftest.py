@@ -1,0 +1,49 @@
+"""A tiny policy that has learned a few problems by heart, so that commands have something true to work on."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def memorised_policy(tmp_path_factory):
+    """Folder of a policy that knows test and train problems 0 to 7 of two operations, each in two teachers' words."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from prmkit.models import save_policy
+    from prmkit.tasks import get_task
+
+    task = get_task("accumulator", min_ops=2, max_ops=2, hard_share=0.0)
+    tokenizer = task.tokenizer()
+    bound = task.step_format.bind(tokenizer)
+    problems = [*task.problems("test", 8), *task.problems("train", 8)]
+    rows = [
+        (bound.prompt_ids(p.question), bound.solution_ids(text))
+        for p in problems
+        for text in (p.solution, task.demonstration(p, 1))
+    ]
+    ids = torch.zeros(len(rows), max(len(a) + len(b) for a, b in rows), dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for i, (prompt, solution) in enumerate(rows):
+        ids[i, : len(prompt) + len(solution)] = torch.tensor(prompt + solution)
+        labels[i, len(prompt) : len(prompt) + len(solution)] = torch.tensor(solution)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    model = Qwen2ForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
+    for _ in range(50):
+        optimizer.zero_grad()
+        model(ids, labels=labels).loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("memorised") / "policy"
+    save_policy(model.eval(), tokenizer, task.step_format, folder)
+    return folder

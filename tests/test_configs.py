@@ -1,0 +1,156 @@
+"""Every shipped config is instantiated, with tiny folders in place of the models that a user would download."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prmkit.cli import main
+from prmkit.cli.parsing import expand_configs
+from prmkit.models import ModelSource, build_policy, load_tokenizer, save_policy
+from prmkit.resources import config_root, shipped_configs
+from prmkit.steps import get_step_format
+from prmkit.tasks import get_task
+
+FIT_JOBS = ("sft", "prm")
+TINY = {"model_type": "qwen2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY |= {"num_key_value_heads": 2, "intermediate_size": 16}
+
+
+def fit_configs() -> list[str]:
+    return [name for job in FIT_JOBS for name in shipped_configs(job)]
+
+
+@pytest.fixture(scope="session")
+def policies(tmp_path_factory) -> dict[str, Path]:
+    """Tiny policy folders: of the built-in task, and one whose tokenizer knows the labels and the tag of Math-psa."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    root = tmp_path_factory.mktemp("policies")
+    source = ModelSource(config=TINY, tokenizer="accumulator")
+    tokenizer = load_tokenizer(source)
+    save_policy(build_policy(source, tokenizer), tokenizer, get_step_format("plain").bind(tokenizer), root / "plain")
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    space, newline = "\u0120", "\u010a"
+    merges = [(space, "+"), (space, "-")]
+    vocabulary = {token: i for i, token in enumerate([*alphabet, f"{space}+", f"{space}-", "<|im_end|>"])}
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    assert newline in vocabulary
+    chat = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}"
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    fast.chat_template = chat
+    fast.save_pretrained(root / "bpe-tokenizer")
+    source = ModelSource(config=TINY, tokenizer=str(root / "bpe-tokenizer"))
+    tokenizer = load_tokenizer(source)
+    bound = get_step_format("math-psa").bind(tokenizer)
+    save_policy(build_policy(source, tokenizer), tokenizer, bound, root / "math-psa")
+    return {"plain": root / "plain", "math-psa": root / "math-psa"}
+
+
+def stand_in(name: str, policies: dict[str, Path]) -> list[str]:
+    """Arguments that put a tiny policy in place of a config's pretrained model."""
+    model = yaml.safe_load((config_root() / Path(name).relative_to("configs")).read_text())["model"]["init_args"]
+    if "path" not in model["source"]:
+        return []
+    return ["--model.init_args.source.path", str(policies[model.get("step_format", "plain")])]
+
+
+def test_there_are_configs_of_every_job():
+    names = shipped_configs()
+    for job in ("sft", "prm", "annotate", "search"):
+        assert any(name.startswith(f"configs/{job}/") for name in names), job
+    assert all(Path(name).suffix == ".yaml" for name in names)
+
+
+@pytest.mark.parametrize("name", fit_configs())
+def test_fit_config_instantiates(name, policies, tmp_path, monkeypatch):
+    from prmkit.cli.trainer_cli import PrmCLI, checkpoint_path
+
+    monkeypatch.chdir(tmp_path)  # shipped configs are found from anywhere
+    arguments, _ = expand_configs(["--config", name, *stand_in(name, policies), "--ckpt_path", "last"])
+    cli = PrmCLI("fit", arguments)
+    assert cli.model.bound_format.tokenizer is cli.model.tokenizer
+    assert checkpoint_path(cli) is None
+    root = Path(cli.config.trainer.default_root_dir)
+    assert root.parts[:2] == ("runs", Path(name).stem)
+    assert root.name == Path(name).parent.name
+    savers = [callback for callback in cli.trainer.callbacks if "ModelCheckpoint" in type(callback).__name__]
+    assert {Path(saver.dirpath) for saver in savers} == {tmp_path / root / "checkpoints"}
+    exports = [callback for callback in cli.trainer.callbacks if type(callback).__name__ == "ExportPretrained"]
+    assert [Path(export.dirpath).parent for export in exports] == [root]
+
+
+@pytest.mark.parametrize("name", fit_configs())
+def test_seed_and_folder_are_said_once(name, policies, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    overrides = ["--seed_everything", "41", "--trainer.default_root_dir", "elsewhere"]
+    assert main(["fit", "--config", name, *stand_in(name, policies), *overrides, "--print_config"]) == 0
+    text = capsys.readouterr().out
+    config = yaml.safe_load(text)
+    assert config["model"]["init_args"]["source"]["seed"] == 41
+    assert config["data"]["init_args"]["seed"] == 41
+    assert f"runs/{Path(name).stem}/{Path(name).parent.name}" not in text
+    (tmp_path / "printed.yaml").write_text(text)
+    assert main(["fit", "--config", "printed.yaml", "--print_config"]) == 0
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("name", [name for job in ("annotate", "search") for name in shipped_configs(job)])
+def test_annotate_and_search_configs_instantiate(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = importlib.import_module(f"prmkit.cli.{Path(name).parent.name}")
+    parser = command.parser()
+    arguments, _ = expand_configs(["--config", name, "--policy", "p", "--output", "o"])
+    values = parser.instantiate(parser.parse_args(arguments))
+    task = get_task(values["task"], values["data"], **values["task_options"])
+    assert values["split"] is None or values["split"] in task.splits
+    assert values["limit"] is None or values["limit"] >= 1
+    assert values["sampling"].max_tokens >= 1
+    assert values["engine"].max_rows >= 1
+
+
+def last_error(capsys) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert not any(line.startswith("Traceback") for line in lines)
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            ("--model.optimizer.lrate", "1"),
+            "error: model.init_args.optimizer.lrate: no such setting of lightning_modules",
+        ),
+        (("--data.train.0.pth", "x"), "error: data.init_args.train.pth: no such setting of datamodules.sources.Source"),
+        (("--model.loss", "hinge"), "error: model.init_args.loss: got 'hinge'; accepted: "),
+        (("--model.source.path", "no/such/folder"), "error: no/such/folder"),
+        (
+            ("--model.step_format", '{"base": "plain", "prm": {"tag": "<tag>"}}'),
+            "error: step_format.prm.tag: the tokenizer",
+        ),
+        (("--model.step_format", "no-such-format"), "error: step_format: got 'no-such-format'; accepted: a preset"),
+    ],
+)
+def test_wrong_settings_of_a_real_config(override, message, policies, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "configs/prm/accumulator.yaml"
+    assert main(["fit", "--config", name, *stand_in(name, policies), *override]) == 2
+    assert last_error(capsys).startswith(message)
+
+
+def test_data_files_that_are_missing_empty_or_malformed(policies, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "configs/prm/quick.yaml"
+    command = ["fit", "--config", name, *stand_in(name, policies), "--data.train.0.path"]
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "bad.jsonl").write_text('{"schema": 1,\n')
+    for file, message in {"gone.jsonl": "no such", "empty.jsonl": "empty.jsonl", "bad.jsonl": "bad.jsonl:1"}.items():
+        assert main([*command, file]) == 2
+        assert message in last_error(capsys)
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.ckpt"))
