@@ -35,8 +35,8 @@ class BatchConfig:
         max_tokens: padded tokens a micro-batch at most (summed tokens when packed), at least 1. Lengths are then
             counted before the first epoch, by encoding every row once. None: `rows` decides.
         bucket: optimiser steps whose rows are sorted by length together, at least 1, to save padding. 1 sorts only
-            inside an optimiser step. Of no effect with `max_tokens`, which sorts the whole epoch, and where sizes are not
-            known for free (only lines of files have them).
+            inside an optimiser step. Of no effect with `max_tokens`, which sorts the whole epoch, and on rows other
+            than lines of files, whose sizes are not known for free.
         drop_last: leave out the rows that do not fill an optimiser step; others are left out in every epoch. When
             false, the last optimiser step of an epoch is smaller.
     """

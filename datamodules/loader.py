@@ -95,8 +95,7 @@ class _Deliveries:
 
     def __init__(self, fetch: Fetch, codec: Codec[Any, Any], workers: WorkerConfig, label: str) -> None:
         self._preparation, self._workers, self._label = _Preparation(fetch, codec), workers, label
-        self._rows = self._truncated = self._refused = 0
-        self._some_refused: list[str] = []
+        self.forget()
 
     def run(self, keys: Iterator[list[Any]]) -> Iterator[_Delivery]:
         several = self._workers.num_workers > 0
@@ -122,7 +121,7 @@ class _Deliveries:
         self._some_refused += delivery.refused[: max(0, 3 - len(self._some_refused))]
 
     def report(self, what: str) -> None:
-        """Warn, with numbers, of rows that were refused or cut, and count from 0 again."""
+        """Warn, with numbers, of rows that were refused or cut."""
         if self._refused:
             logger.warning(
                 "%s, %s: %d of %d rows refused: nothing in them can be trained on within max_length (for example %s)",
@@ -134,8 +133,12 @@ class _Deliveries:
             )
         if self._truncated:
             logger.warning("%s, %s: %d of %d rows cut to max_length", self._label, what, self._truncated, self._rows)
+        self.forget()
+
+    def forget(self) -> None:
+        """Count from 0 again."""
         self._rows = self._truncated = self._refused = 0
-        self._some_refused = []
+        self._some_refused: list[str] = []
 
 
 class TrainLoader:
@@ -203,16 +206,19 @@ class EvalLoader:
     ) -> None:
         self._plan = plan
         self._deliveries = _Deliveries(fetch, codec, workers, label)
+        self._reported = False
 
     def __len__(self) -> int:
         return self._plan.length
 
     def __iter__(self) -> Iterator[Batch]:
+        self._deliveries.forget()
         for number, delivery in enumerate(self._deliveries.run(self._plan.batches(0)), start=1):
             assert delivery.batch is not None
             self._deliveries.note(delivery)
-            if number == len(self):
-                self._deliveries.report("one pass")
+            if number == len(self) and not self._reported:
+                self._deliveries.report("every pass")
+                self._reported = True
             yield delivery.batch.with_window(delivery.count)
 
 

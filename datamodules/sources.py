@@ -163,21 +163,25 @@ class JsonlSource:
 
 def _index_lines(file: Path) -> Sizes:
     """[N, 3] offset, bytes and line number of the lines that are not blank."""
-    size = file.stat().st_size
-    bounds, ink_at, ink = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], 0
+    bounds, highest, carried = [np.zeros(1, np.int64)], [np.empty(0, np.uint8)], 0
+    place = 0
     with file.open("rb") as stream:
-        for start in range(0, size, _CHUNK):
-            chunk = np.frombuffer(stream.read(_CHUNK), np.uint8)
+        while block := stream.read(_CHUNK):
+            chunk = np.frombuffer(block, np.uint8)
             ends = np.flatnonzero(chunk == ord("\n")) + 1
-            if start + len(chunk) == size and chunk[-1] != ord("\n"):
-                ends = np.append(ends, len(chunk))
-            inked = np.cumsum(chunk > ord(" ")) + ink  # bytes so far that are not white space
-            bounds.append(ends + start)
-            ink_at.append(inked[ends - 1])
-            ink = int(inked[-1])
-    bound = np.concatenate(bounds)
+            # The highest byte of a line tells whether it is blank; a line may begin in an earlier chunk.
+            starts = np.concatenate([[0], ends[ends < len(chunk)]])
+            tops = np.maximum.reduceat(chunk, starts)
+            tops[0] = max(int(tops[0]), carried)
+            carried = int(tops[-1]) if len(tops) > len(ends) else 0
+            highest.append(tops[: len(ends)])
+            bounds.append(ends + place)
+            place += len(chunk)
+    bound, top = np.concatenate(bounds), np.concatenate(highest)
+    if bound[-1] < place:  # the last line has no end
+        bound, top = np.append(bound, place), np.append(top, carried)
     table = np.stack([bound[:-1], np.diff(bound), np.arange(1, len(bound))], axis=1)
-    return table[np.diff(np.concatenate(ink_at)) > 0]
+    return table[top > ord(" ")]
 
 
 class TaskSource:

@@ -8,7 +8,7 @@ right; equation 4, the share) is decided when a PRM is trained. The value of a w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 from prmkit.annotation.estimate import AnswerJudge, Estimator
@@ -32,6 +32,8 @@ class MathShepherdParams:
         solutions_per_problem: solutions sampled of every problem; at least 1.
         wrong_per_problem: distinct wrong solutions labelled by rollouts, in the order sampled; null takes all.
         right_per_problem: distinct right solutions kept as positives; null keeps all, 0 none.
+        skip_unsolved: label no solution of a problem that none of them solves. Where the policy hardly ever succeeds,
+            right prefixes have no right rollout either and are labelled wrong.
         estimate_right: label right solutions by rollouts too. If false, each of their prefixes has the value 1, on
             the evidence of the one rollout that the solution itself is: exact for "any right", generous as a share.
         rollouts: k, rollouts behind every value; at least 1. The paper has 8.
@@ -46,6 +48,7 @@ class MathShepherdParams:
     solutions_per_problem: int = 8
     wrong_per_problem: int | None = 3
     right_per_problem: int | None = 1
+    skip_unsolved: bool = False
     estimate_right: bool = False
     rollouts: int = 8
     reuse_rollouts: bool = True
@@ -121,48 +124,50 @@ async def annotate_problem(
     judge = AnswerJudge(problem, grader)
     finished = [trace for trace in traces if trace.finish == "stop"]
     verdicts = judge.right([solution_text(_texts(trace), engine.format) for trace in finished])
-    wrong = _distinct((t for t, right in zip(finished, verdicts, strict=True) if not right), params.wrong_per_problem)
-    right = _distinct((t for t, right in zip(finished, verdicts, strict=True) if right), params.right_per_problem)
-    sampling = params.rollout_sampling or params.sampling
     estimator = Estimator(
-        problem, engine, judge, params.rollouts, sampling, params.seed, budget, reuse=params.reuse_rollouts
+        problem,
+        engine,
+        judge,
+        params.rollouts,
+        params.rollout_sampling or params.sampling,
+        params.seed,
+        budget,
+        reuse=params.reuse_rollouts,
     )
 
     async def label(trace: Trace, correct: bool) -> StepLabels:
         if correct and not params.estimate_right:
-            values, counts = _certain(len(trace.steps))
+            values, rollouts = _certain(len(trace.steps))
         else:
-            values, counts = await annotate_trace(trace, correct, estimator, params.stop_at_first_zero)
+            values, rollouts = await annotate_trace(trace, correct, estimator, params.stop_at_first_zero)
+        separator = engine.format.spec.policy.separator
         return StepLabels(
-            problem_id=problem.id,
-            question=problem.question,
-            answer=problem.answer,
-            steps=_texts(trace),
-            values=values,
-            rollouts=counts,
+            problem.id,
+            problem.question,
+            problem.answer,
+            _texts(trace),
+            values,
+            rollouts,
             source=SOURCE,
             policy=policy,
-            separator=engine.format.spec.policy.separator,
+            separator=separator,
             correct=correct,
         )
 
-    picked = [(trace, False) for trace in wrong] + [(trace, True) for trace in right]
-    records = tuple(await asyncio.gather(*(label(trace, correct) for trace, correct in picked)))
-    return ProblemLabels(
-        records,
-        AnnotationCounts(
-            problems=1,
-            solved=int(any(verdicts)),
-            solutions=len(traces),
-            right=sum(verdicts),
-            cut_off=len(traces) - len(finished),
-            records=len(records),
-            values=sum(value is not None for record in records for value in record.values),
-            prefixes=estimator.estimated,
-            rollouts=budget.spent.samples - len(traces),
-            inherited=estimator.inherited,
-        ),
+    records = tuple(await asyncio.gather(*(label(*picked) for picked in _pick(finished, verdicts, params))))
+    counts = AnnotationCounts(
+        problems=1,
+        solved=int(any(verdicts)),
+        solutions=len(traces),
+        right=sum(verdicts),
+        cut_off=len(traces) - len(finished),
+        records=len(records),
+        values=sum(value is not None for record in records for value in record.values),
+        prefixes=estimator.estimated,
+        rollouts=budget.spent.samples - len(traces),
+        inherited=estimator.inherited,
     )
+    return ProblemLabels(records, counts)
 
 
 async def annotate_trace(
@@ -189,6 +194,16 @@ async def annotate_trace(
             values[end:], counts[end:] = [None] * (len(values) - end), [0] * (len(counts) - end)
             break
     return tuple(values), tuple(counts)
+
+
+def _pick(traces: Sequence[Trace], verdicts: Sequence[bool], params: MathShepherdParams) -> list[tuple[Trace, bool]]:
+    """The finished traces to label, each with its verdict: wrong ones first, in the order sampled."""
+    if params.skip_unsolved and not any(verdicts):
+        return []
+    graded = list(zip(traces, verdicts, strict=True))
+    wrong = _distinct((trace for trace, right in graded if not right), params.wrong_per_problem)
+    right = _distinct((trace for trace, right in graded if right), params.right_per_problem)
+    return [(trace, False) for trace in wrong] + [(trace, True) for trace in right]
 
 
 def _certain(n_steps: int) -> tuple[tuple[float | None, ...], tuple[int, ...]]:

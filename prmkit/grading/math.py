@@ -36,7 +36,8 @@ class MathGrader:
     first comparison that needs one and end with `close`, the `with` block, or the process.
 
     Args:
-        timeout: seconds for one comparison of two expressions in a worker; positive.
+        timeout: processor seconds for one comparison of two expressions in a worker; positive. A machine under load
+            so changes no verdict; in wall-clock time a comparison ends after five times as long at the latest.
         workers: worker processes; at least 1.
         memory_mb: address space of a worker, MiB; at least 512.
         max_chars: longer answers are compared as text only, and marked as timed out when that finds no equality.

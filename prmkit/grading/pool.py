@@ -1,4 +1,8 @@
-"""Worker processes that compare texts under a time limit each, and are killed and replaced when they overrun it."""
+"""Worker processes that compare texts under a time limit each, and are replaced when they overrun it.
+
+A worker counts its own processor time and ends itself; the wall-clock limit, several times as long, is for one that
+hangs without working.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,8 @@ Verdict = bool | tuple[float, float] | None
 """Equivalent or not; for one text see `ComparisonPool.run`; None for an overrun limit."""
 
 START_SECONDS = 120.0
-_GRACE_SECONDS = 2.0
+WALL_FACTOR = 5.0
+"""Wall-clock time a comparison may take, in time limits."""
 
 
 class _Worker:
@@ -32,8 +37,9 @@ class _Worker:
     def __init__(self, memory_mb: int, timeout: float) -> None:
         root = str(Path(prmkit.__file__).resolve().parent.parent)
         path = os.pathsep.join([root, *(entry for entry in sys.path if entry)])
+        limits = (str(timeout), str(timeout * WALL_FACTOR))
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "prmkit.grading.worker", str(memory_mb), str(timeout + _GRACE_SECONDS)],
+            [sys.executable, "-P", "-m", "prmkit.grading.worker", str(memory_mb), *limits],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
@@ -46,9 +52,9 @@ class _Worker:
         self.deadline = time.monotonic() + START_SECONDS
         self.buffer = b""
 
-    def send(self, job: int, texts: Sequence[str], timeout: float) -> None:
+    def send(self, job: int, texts: Sequence[str], seconds: float) -> None:
         self.job = job
-        self.deadline = time.monotonic() + timeout
+        self.deadline = time.monotonic() + seconds
         with contextlib.suppress(BrokenPipeError):  # a dead worker shows as the end of its output
             self.input.write(json.dumps(list(texts)).encode() + b"\n")
             self.input.flush()
@@ -90,7 +96,7 @@ class ComparisonPool:
 
     Args:
         workers: processes, at least 1.
-        timeout: seconds for one comparison.
+        timeout: processor seconds for one comparison.
         memory_mb: address space of one worker, MiB.
     """
 
@@ -135,7 +141,7 @@ class ComparisonPool:
             for worker in self._workers:
                 if waiting and worker.ready and worker.job is None:
                     job = waiting.popleft()
-                    worker.send(job, jobs[job], self._timeout)
+                    worker.send(job, jobs[job], self._timeout * WALL_FACTOR)
             for worker, line in self._events():
                 if line is not None and not worker.ready:
                     worker.ready = True

@@ -1,10 +1,10 @@
-"""The process that compares expressions with math-verify. Run as `python -m prmkit.grading.worker MEMORY_MB SECONDS`.
+"""The process that compares expressions with math-verify. Run as `python -m prmkit.grading.worker MEMORY_MB CPU WALL`.
 
 It reads one JSON list of one or two texts a line and answers each with one JSON line. Two texts: whether they are
-equivalent. One text: `[real, imaginary]`, its value, when it is an expression; false when it cannot be parsed; true when
-it is anything else, an equation or a set, that can be evaluated within the limits. What cannot, never answers: the pool
-kills this process. It ends itself by an alarm shortly after the pool should have, so that a pool that died leaves
-nothing running. Everything here may be fed hostile text.
+equivalent. One text: `[real, imaginary]`, its value, when it is an expression; false when it cannot be parsed; true
+when it is anything else, an equation or a set, that can be evaluated within the limits. What cannot, never answers: the
+process ends. It does so by timers of its own, of processor and of wall-clock time, so that a machine under load changes
+no verdict and a pool that died leaves nothing running. Everything here may be fed hostile text.
 """
 
 from __future__ import annotations
@@ -26,27 +26,32 @@ MEBIBYTE = 1 << 20
 PROBES = ("12345", "z+1", "\\{1,2\\}")
 
 
-def main(memory_mb: int, seconds: float) -> None:
+def main(memory_mb: int, cpu_seconds: float, wall_seconds: float) -> None:
     """Serve until the input ends.
 
     Args:
         memory_mb: address space this process may use, MiB.
-        seconds: time after which a request ends the process.
+        cpu_seconds, wall_seconds: processor and wall-clock time after which a request ends the process.
     """
     channel = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # whatever a library prints must not reach the channel
     probe, compare = _operations()
-    compare("x", "y")
+    probe("x+1")
+    compare("(x+1)^2", "x^2+2x+1")  # the first algebra loads much; no request should be charged for that
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb * MEBIBYTE, memory_mb * MEBIBYTE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    timers = {signal.ITIMER_PROF: cpu_seconds, signal.ITIMER_REAL: wall_seconds}
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _reply(channel, "ready")
     for line in sys.stdin:
         texts = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        for timer, seconds in timers.items():
+            signal.setitimer(timer, seconds)
         reply = probe(texts[0]) if len(texts) == 1 else compare(texts[0], texts[1])
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in timers:
+            signal.setitimer(timer, 0.0)
         _reply(channel, reply)
 
 
@@ -89,9 +94,9 @@ def _operations() -> tuple[Callable[[str], list[float] | bool], Callable[[str, s
 def _value(expression: Any) -> list[float] | bool:
     """The value of an expression, its variables set to numbers that depend on their names only. Expressions that are
     equal have equal values, so that most unequal ones can be told apart without algebra; true for anything else."""
-    import sympy
+    from sympy import Expr  # type: ignore[import-untyped]
 
-    if not isinstance(expression, sympy.Expr):
+    if not isinstance(expression, Expr):
         return True
     places = {symbol: 0.5 + zlib.crc32(symbol.name.encode()) / 2**32 for symbol in expression.free_symbols}
     try:
@@ -102,4 +107,4 @@ def _value(expression: Any) -> list[float] | bool:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))

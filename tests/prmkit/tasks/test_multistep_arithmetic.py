@@ -113,7 +113,7 @@ def test_carries_are_those_of_written_multiplication():
     assert next_line(expression, ["a=+5-784"]) == "b=784*6=24,25,92"
     assert next_line(expression, ["a=+5-784", "b=784*6=24,25,92"]) == "b=+5+2292"
     assert next_line(expression, ["a=+5-784", "b=784*6=24,25,93"]) == "b=+5+2293"  # as written
-    assert next_line(expression, ["b=+5-784"]) == "c=-977+1"
+    assert next_line(expression, ["b=+5-784"]) == "c=-284+1"  # 5 - 487
 
 
 @pytest.mark.parametrize(

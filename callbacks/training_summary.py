@@ -1,0 +1,74 @@
+"""What a fit has cost, as a small file beside its model."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_modules.window import token_count
+from prmkit.errors import ConfigError
+from prmkit.io import write_json
+from prmkit.losses import world_size
+
+__all__ = ["TrainingSummary"]
+
+
+class TrainingSummary(Callback):
+    """Writes {tokens, steps, epochs, seconds, metrics} to a JSON file when a fit ends well; rank 0 writes.
+
+    `tokens` are those fed to the model in training, padding not counted, over all ranks. Tokens and `seconds` (wall
+    clock) go on over interruptions: what was done after the last checkpoint, and is done again, counts once.
+
+    Args:
+        path: the file to write.
+    """
+
+    def __init__(self, path: str) -> None:
+        if not path:
+            raise ConfigError("training_summary.path", path, "the path of a file to write")
+        self.path = path
+        self._tokens = 0  # on this rank since the start or the resume
+        self._tokens_before = 0  # on all ranks until then
+        self._seconds_before = 0.0
+        self._start = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._tokens += int(token_count(batch))
+
+    def state_dict(self) -> dict[str, Any]:
+        # Collective: Lightning gathers callback states on every rank when it saves a checkpoint.
+        return {"tokens": self._tokens_before + _summed(self._tokens), "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._tokens_before, self._seconds_before = state_dict["tokens"], state_dict["seconds"]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        summary = {
+            **self.state_dict(),
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+        }
+        if trainer.is_global_zero:
+            write_json(self.path, summary)
+
+    def _seconds(self) -> float:
+        elapsed = time.perf_counter() - self._start if self._start else 0.0
+        return round(self._seconds_before + elapsed, 3)
+
+
+def _summed(count: int) -> int:
+    if world_size() == 1:
+        return count
+    total = torch.tensor(count, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(total)
+    return int(total)
