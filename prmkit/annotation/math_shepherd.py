@@ -8,6 +8,7 @@ right; equation 4, the share) is decided when a PRM is trained. The value of a w
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -31,7 +32,8 @@ class MathShepherdParams:
     Attributes:
         solutions_per_problem: solutions sampled of every problem; at least 1.
         wrong_per_problem: distinct wrong solutions labelled by rollouts, in the order sampled; null takes all.
-        right_per_problem: distinct right solutions kept as positives; null keeps all, 0 none.
+        right_per_problem: distinct right solutions kept as positives, those sampled most often first; null keeps all,
+            0 none. Solutions that are right by luck (errors that cancel) are seldom sampled twice.
         skip_unsolved: label no solution of a problem that none of them solves. Where the policy hardly ever succeeds,
             right prefixes have no right rollout either and are labelled wrong.
         estimate_right: label right solutions by rollouts too. If false, each of their prefixes has the value 1, on
@@ -197,13 +199,16 @@ async def annotate_trace(
 
 
 def _pick(traces: Sequence[Trace], verdicts: Sequence[bool], params: MathShepherdParams) -> list[tuple[Trace, bool]]:
-    """The finished traces to label, each with its verdict: wrong ones first, in the order sampled."""
+    """The finished traces to label, each with its verdict: wrong ones first."""
     if params.skip_unsolved and not any(verdicts):
         return []
     graded = list(zip(traces, verdicts, strict=True))
-    wrong = _distinct((trace for trace, right in graded if not right), params.wrong_per_problem)
-    right = _distinct((trace for trace, right in graded if right), params.right_per_problem)
-    return [(trace, False) for trace in wrong] + [(trace, True) for trace in right]
+    wrong = _distinct(trace for trace, right in graded if not right)
+    right = _distinct(trace for trace, right in graded if right)
+    often = Counter(map(_texts, traces))
+    right.sort(key=lambda trace: -often[_texts(trace)])
+    picked = [(trace, False) for trace in wrong[: params.wrong_per_problem]]
+    return picked + [(trace, True) for trace in right[: params.right_per_problem]]
 
 
 def _certain(n_steps: int) -> tuple[tuple[float | None, ...], tuple[int, ...]]:
@@ -214,7 +219,10 @@ def _texts(trace: Trace) -> tuple[str, ...]:
     return tuple(step.text for step in trace.steps)
 
 
-def _distinct(traces: Iterable[Trace], limit: int | None) -> list[Trace]:
-    """The first traces with different steps; those without any step are left out."""
-    first = {_texts(trace): trace for trace in reversed(list(traces)) if trace.steps}
-    return list(reversed(first.values()))[:limit]
+def _distinct(traces: Iterable[Trace]) -> list[Trace]:
+    """The first traces with different steps, in order; those without any step are left out."""
+    first: dict[tuple[str, ...], Trace] = {}
+    for trace in traces:
+        if trace.steps:
+            first.setdefault(_texts(trace), trace)
+    return list(first.values())

@@ -9,7 +9,7 @@ Because they are copies, training the module it was made from changes nothing he
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prmkit.engines.attention import Attention, BlockAttention, ColumnAttention
 from prmkit.engines.kv import KVSpec, round_up
 
 __all__ = ["FUSED_ARCHITECTURES", "FusedDecoder", "can_fuse"]
@@ -40,22 +41,18 @@ def can_fuse(backbone: nn.Module) -> bool:
     return not sliding and rotary in _STATIC_ROTARY and partial == 1.0
 
 
-# Queries [B, Q, heads, D], keys and values [B, K, T, D] -> [B*Q, heads*D].
-_Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One layer's weights. A = (query heads + 2 key/value heads) * D, Z = query heads * D."""
+    """One layer's weights, transposed for addmm. A = (query heads + 2 key/value heads) * D, Z = query heads * D."""
 
-    qkv: Tensor  # [A, H]
-    qkv_bias: Tensor | None  # [A]
+    qkv: Tensor  # [H, A]
+    qkv_bias: Tensor  # [A]
     head_norm: tuple[Tensor, Tensor] | None  # [D] for queries, [D] for keys
-    out: Tensor  # [Z, H]: transposed, for addmm
+    out: Tensor  # [Z, H]
     out_bias: Tensor | None  # [H]
-    gate_up: Tensor  # [2F, H]
+    gate_up: Tensor  # [H, 2F]
     gate_up_bias: Tensor | None  # [2F]
-    down: Tensor  # [F, H]: transposed
+    down: Tensor  # [F, H]
     down_bias: Tensor | None  # [H]
 
 
@@ -83,7 +80,7 @@ class FusedDecoder:
         self.context = int(config.max_position_embeddings)
         self.columnwise = columnwise
         self._eps: float = config.rms_norm_eps
-        self._query_heads: int = config.num_attention_heads
+        self._groups: int = config.num_attention_heads // self.spec.heads
         self._rotary: Any = copy.deepcopy(backbone.rotary_emb).to(self.spec.device)
         on_cpu = self.spec.device.type == "cpu" and self.spec.dtype == torch.float32
         self._spread = torch.tensor(self._eps) if on_cpu else None
@@ -109,40 +106,43 @@ class FusedDecoder:
 
     def _read_layer(self, at: str, get: Any, need: Any) -> _Layer:
         attention_norm, mlp_norm = need(f"{at}input_layernorm.weight"), need(f"{at}post_attention_layernorm.weight")
-        qkv = torch.cat([self._side_by_side(need(f"{at}self_attn.{n}_proj.weight"), n) for n in "qkv"])
-        gate_up = torch.cat([need(f"{at}mlp.gate_proj.weight"), need(f"{at}mlp.up_proj.weight")])
+        qkv = torch.cat([self._reordered(need(f"{at}self_attn.{name}_proj.weight"), name) for name in "qkv"])
         biases = [get(f"{at}self_attn.{name}_proj.bias") for name in "qkv"]
         has_bias = biases[0] is not None
         norms = [get(f"{at}self_attn.{name}_norm.weight") for name in "qk"]
+        gate_up = torch.cat([need(f"{at}mlp.gate_proj.weight"), need(f"{at}mlp.up_proj.weight")])
         gate_bias, up_bias = get(f"{at}mlp.gate_proj.bias"), get(f"{at}mlp.up_proj.bias")
         return _Layer(
-            qkv=_scaled(qkv, attention_norm),
-            qkv_bias=torch.cat([self._side_by_side(b, n) for b, n in zip(biases, "qkv", strict=True)])
+            qkv=_scaled(qkv, attention_norm).t(),
+            qkv_bias=torch.cat([self._reordered(bias, name) for bias, name in zip(biases, "qkv", strict=True)])
             if has_bias
-            else None,
-            head_norm=None
-            if norms[0] is None
-            else (self._side_by_side(norms[0], "q"), self._side_by_side(norms[1], "k")),
+            else torch.zeros_like(qkv[:, 0]),
+            head_norm=None if norms[0] is None else (self._reordered(norms[0], "k"), self._reordered(norms[1], "k")),
             out=need(f"{at}self_attn.o_proj.weight").t(),
             out_bias=get(f"{at}self_attn.o_proj.bias"),
-            gate_up=_scaled(gate_up, mlp_norm),
+            gate_up=_scaled(gate_up, mlp_norm).t(),
             gate_up_bias=None if gate_bias is None else torch.cat([gate_bias, up_bias]),
             down=need(f"{at}mlp.down_proj.weight").t(),
             down_bias=get(f"{at}mlp.down_proj.bias"),
         )
 
-    def _side_by_side(self, weight: Tensor, kind: str) -> Tensor:
-        """Reorder each head's rows from (first half, second half) to pairs, for queries and keys. Scores are products of
-        queries and keys in the same order, so they stay the same."""
+    def _reordered(self, weight: Tensor, kind: str) -> Tensor:
+        """Rows of a projection in our order.
+
+        Each head's numbers go from (first half, second half) to pairs, for queries and keys; scores are products of
+        both, so they stay the same. Query heads go from (key head, group) to (group, key head), so that they lie in
+        blocks of as many heads as keys and values have.
+        """
         if kind == "v":
             return weight
-        half = self.spec.head_dim // 2
-        pairs: Tensor = weight.unflatten(0, (-1, 2, half)).transpose(1, 2)
-        return pairs.flatten(0, 2)
+        pairs = weight.unflatten(0, (-1, 2, self.spec.head_dim // 2)).transpose(1, 2).flatten(1, 2)  # [heads, D, ...]
+        if kind == "q":
+            pairs = pairs.unflatten(0, (self.spec.heads, self._groups)).transpose(0, 1).flatten(0, 1)
+        return pairs.flatten(0, 1)
 
     def _turns_at(self, positions: Tensor, longest: int) -> Tensor:
-        """Factors for every head, [N, heads, D/2] complex: the rotary ones for queries and keys, 1 for values, so that
-        one product turns all; those of the queries hold the scale of the scores as well."""
+        """Factors [N, A/2] complex: the rotary ones for queries and keys, 1 for values, so that one product turns all;
+        those of the queries hold the scale of the scores as well, where attention leaves it to them."""
         if len(self._turns) < longest:
             size = min(round_up(2 * longest, 256), max(self.context, longest))
             places = torch.arange(size, device=self.spec.device)[None]
@@ -150,40 +150,44 @@ class FusedDecoder:
             half = self.spec.head_dim // 2
             turns = torch.complex(cos[0, :, None, :half].float(), sin[0, :, None, :half].float())
             scale = self.spec.head_dim**-0.5 if self.columnwise else 1.0
-            queries, keys = turns.expand(-1, self._query_heads, -1) * scale, turns.expand(-1, self.spec.heads, -1)
-            self._turns = torch.cat([queries, keys, torch.ones_like(keys)], dim=1)
+            keys = turns.expand(-1, self.spec.heads, -1)
+            queries = turns.expand(-1, self.spec.heads * self._groups, -1) * scale
+            self._turns = torch.cat([queries, keys, torch.ones_like(keys)], dim=1).flatten(1)
         return self._turns.index_select(0, positions)
 
     def forward(self, ids: Tensor, start: Tensor, kv: Tensor, longest: int, want_hidden: bool = True) -> Tensor | None:
         """See `Decoder.forward`."""
         batch, width = ids.shape
-        kv = kv[..., : round_up(longest + width), :]
-        positions = (start[:, None] + torch.arange(width, device=ids.device)).flatten()
+        spec, groups = self.spec, self._groups
+        kv = kv[..., : round_up(longest + width, spec.column_step), :]
+        positions, rows = start, torch.arange(batch, device=ids.device)
+        if width > 1:
+            positions = (start[:, None] + torch.arange(width, device=ids.device)).flatten()
+            rows = rows.repeat_interleave(width)
         turns = self._turns_at(positions, longest + width)
-        attend = (self._columnwise if self.columnwise else self._blocked)(positions, kv.shape, longest)
-        rows = torch.arange(batch, device=ids.device).repeat_interleave(width)
+        attention: Attention = BlockAttention(positions, kv)
+        if self.columnwise:
+            attention = ColumnAttention(positions, kv, longest, spec.column_step)
         x = functional.embedding(ids.flatten(), self._embedding)
-        heads = self._query_heads
-        for number, layer in enumerate(self._layers):
-            h = self._normalised(x)
-            qkv = functional.linear(h, layer.qkv, layer.qkv_bias).unflatten(-1, (-1, self.spec.head_dim))
+        for number, (layer, cache) in enumerate(zip(self._layers, kv.unbind(), strict=True)):
+            qkv = torch.addmm(layer.qkv_bias, self._normalised(x), layer.qkv)
             if layer.head_norm is not None:
                 qkv = self._normalise_heads(qkv, layer.head_norm)
-            qkv = torch.view_as_real(torch.view_as_complex(qkv.float().unflatten(-1, (-1, 2))) * turns)
-            qkv = qkv.flatten(-2).to(x.dtype)
-            cache = kv[number]
-            cache[:, rows, :, positions] = qkv[:, heads:].unflatten(1, (2, -1))
-            if number == self.spec.layers - 1 and not want_hidden:
+            turned = (qkv.float().view(torch.complex64) * turns).view(torch.float)
+            heads = turned.to(spec.dtype).view(-1, groups + 2, spec.heads, spec.head_dim)
+            cache[:, rows, :, positions] = heads[:, groups:]
+            if number == spec.layers - 1 and not want_hidden:
                 return None
-            h = attend(qkv[:, :heads].unflatten(0, (batch, width)), cache[0], cache[1])
-            x = torch.addmm(x, h, layer.out)
+            x = torch.addmm(x, attention(number, heads[:, :groups]), layer.out)
             if layer.out_bias is not None:
-                x = x + layer.out_bias
-            h = self._normalised(x)
-            gate, up = functional.linear(h, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
+                x += layer.out_bias
+            gate_up = torch.mm(self._normalised(x), layer.gate_up)
+            if layer.gate_up_bias is not None:
+                gate_up += layer.gate_up_bias
+            gate, up = gate_up.chunk(2, dim=-1)
             x = torch.addmm(x, functional.silu(gate).mul_(up), layer.down)
             if layer.down_bias is not None:
-                x = x + layer.down_bias
+                x += layer.down_bias
         return self._normalised(x).mul_(self._norm).view(batch, width, -1)
 
     def _normalised(self, x: Tensor) -> Tensor:
@@ -195,56 +199,12 @@ class FusedDecoder:
         return x * torch.addcmul(self._spread, size, size, value=1 / x.shape[-1]).rsqrt_()
 
     def _normalise_heads(self, qkv: Tensor, norms: tuple[Tensor, Tensor]) -> Tensor:
-        queries, keys, values = qkv.split([self._query_heads, self.spec.heads, self.spec.heads], dim=1)
-        size = (self.spec.head_dim,)
-        return torch.cat(
-            [
-                functional.rms_norm(queries, size, norms[0], self._eps),
-                functional.rms_norm(keys, size, norms[1], self._eps),
-                values,
-            ],
-            dim=1,
-        )
-
-    def _columnwise(self, positions: Tensor, shape: torch.Size, longest: int) -> _Attention:
-        """Attention one query a row at a time: three batched products, whose bits depend on nothing but that query."""
-        batch, columns = shape[2], shape[4]
-        width = len(positions) // batch
-        steps = [min(columns, round_up(longest + number)) for number in range(width)]
-        unseen = torch.arange(steps[-1], device=positions.device) > positions[:, None]
-        bias = torch.zeros(unseen.shape, dtype=self.spec.dtype, device=positions.device)
-        bias.masked_fill_(unseen, -torch.inf)
-        bias = bias.view(batch, width, 1, 1, -1)
-        groups = self._query_heads // self.spec.heads
-        flat = (batch * self.spec.heads, groups)
-
-        def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            outputs = []
-            for number, size in enumerate(steps):
-                query = queries[:, number].reshape(*flat, -1)
-                score = torch.bmm(query, keys[:, :, :size].flatten(0, 1).transpose(1, 2))
-                score = score.view(batch, -1, groups, size).add_(bias[:, number, :, :, :size])
-                weight = torch.softmax(score, dim=-1).view(*flat, size)
-                outputs.append(torch.bmm(weight, values[:, :, :size].flatten(0, 1)).view(batch, -1))
-            return outputs[0] if width == 1 else torch.stack(outputs, dim=1).flatten(0, 1)
-
-        return attend
-
-    def _blocked(self, positions: Tensor, shape: torch.Size, longest: int) -> _Attention:  # noqa: ARG002 - as above
-        """Attention by torch's fused kernel. A key head's group of query heads is laid along the queries."""
-        batch, columns = shape[2], shape[4]
-        groups = self._query_heads // self.spec.heads
-        seen = torch.arange(columns, device=positions.device) <= positions[:, None]
-        mask = seen.view(batch, 1, -1, 1, columns).expand(-1, -1, -1, groups, -1).flatten(2, 3)
-
-        def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            width = queries.shape[1]
-            grouped = queries.unflatten(2, (-1, groups)).transpose(1, 2).flatten(2, 3)
-            out: Tensor = functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
-            by_query: Tensor = out.unflatten(2, (width, groups)).transpose(1, 2)
-            return by_query.reshape(batch * width, -1)
-
-        return attend
+        """Queries and keys [N, A], each head divided by its root mean square and weighted."""
+        count, size = self.spec.heads, (self.spec.head_dim,)
+        queries, keys, values = qkv.unflatten(1, (-1, *size)).split([count * self._groups, count, count], dim=1)
+        queries = functional.rms_norm(queries, size, norms[0], self._eps)
+        keys = functional.rms_norm(keys, size, norms[1], self._eps)
+        return torch.cat([queries, keys, values], dim=1).flatten(1)
 
 
 def _scaled(matrix: Tensor, norm: Tensor) -> Tensor:

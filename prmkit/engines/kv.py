@@ -8,14 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["COLUMN_STEP", "KVSpec", "Scratch", "round_up"]
-
-# Attention sums over padded columns too. In multiples of 32 the extra zeros leave every bit of the result as it is; in
-# other sizes vectorised kernels group the terms differently.
-COLUMN_STEP = 32
+__all__ = ["KVSpec", "Scratch", "round_up"]
 
 
-def round_up(size: int, step: int = COLUMN_STEP) -> int:
+def round_up(size: int, step: int = 32) -> int:
     """The smallest multiple of step that is at least size."""
     return -(-size // step) * step
 
@@ -34,6 +30,12 @@ class KVSpec:
     head_dim: int
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def column_step(self) -> int:
+        """Columns are read in multiples of this. Attention sums over columns that are masked, too: in such multiples the
+        extra zeros leave every bit of the result as it is; in others vectorised kernels group the terms differently."""
+        return 16 if self.head_dim >= 32 else 32
 
     @classmethod
     def of(cls, config: Any, dtype: torch.dtype, device: torch.device) -> KVSpec:

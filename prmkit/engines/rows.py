@@ -159,7 +159,7 @@ class RowBatch:
         length, done = self._length[:n], self._done[:n]
         flat = torch.arange(0, n * columns, columns, device=length.device).add_(length)  # place of the token to come
         fed = self._tokens.view(-1).index_select(0, flat - 1)
-        reach = round_up(self._longest)
+        reach = round_up(self._longest, self._decoder.spec.column_step)
         hidden = self._decoder.forward(fed[:, None], length - 1, self._kv[:, :, :n, :, :reach], self._longest)
         assert hidden is not None
         chosen, logprobs = sample_tokens(

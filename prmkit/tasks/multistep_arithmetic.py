@@ -30,7 +30,9 @@ __all__ = ["MultistepArithmeticTask", "benchmark_hashes", "final_answer", "quest
 _WORDS = (
     *"0123456789+-*=,\n ()",
     *(f"{letter}=" for letter in "abcdefghijklmnopqrstuvwxyzABCD"),
-    *(" + ", " - ", " * ", "((", ") + (", ") - (", ") * (", ")) ="),
+    # An operand with what stands before it is one token, so that it has the same place in every question.
+    *(f"{before}{n}" for before in ("((", " + ", " - ", " * ", ") + (", ") - (", ") * (") for n in range(-9, 10)),
+    ")) =",
 )
 _ANSWER = re.compile(r"(?:\A|\n)=(-?\d+)\s*\Z")
 
@@ -85,7 +87,8 @@ class MultistepArithmeticTask(GeneratedTask):
         return ExactGrader(final_answer)
 
     def tokenizer(self) -> Any:
-        """A Hugging Face fast tokenizer of 61 entries: digits, signs and newline alone, ` + `, `a=` and so on whole."""
+        """A Hugging Face fast tokenizer of 187 entries: an operand of the question with its operator is one token, and a
+        line's label; digits, signs and line ends stand alone."""
         return word_tokenizer(_WORDS)
 
     def admits(self, question: str) -> bool:

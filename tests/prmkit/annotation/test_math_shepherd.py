@@ -91,6 +91,16 @@ def test_which_solutions_are_picked(annotate):
     assert record.values[2] == 1.0
 
 
+def test_right_solutions_sampled_most_often_come_first(annotate):
+    tree = {(): {"a": 0.9, "b": 0.1}, ("a",): {"=1": 1.0}, ("b",): {"=1": 1.0}}
+    one, _, _ = annotate(tree=tree, **(ALL | {"right_per_problem": 1}))
+    both, _, _ = annotate(tree=tree, **(ALL | {"right_per_problem": None}))
+    assert [record.steps for record in one.records] == [("a", "=1")]
+    assert [record.steps for record in both.records] == [("a", "=1"), ("b", "=1")]
+    rare_first = {(): {"a": 0.1, "b": 0.9}, ("a",): {"=1": 1.0}, ("b",): {"=1": 1.0}}
+    assert annotate(tree=rare_first, **ALL)[0].records[0].steps == ("b", "=1")
+
+
 def test_problems_that_nothing_solves_can_be_skipped(annotate):
     hopeless = {(): {"a": 1.0}, ("a",): {"=2": 1.0}}
     kept, _, _ = annotate(tree=hopeless, solutions_per_problem=3)
