@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -81,20 +82,23 @@ def shift_logits(model: Qwen2ForCausalLM, wanted: dict[int, float]) -> None:
     """Give tokens about these probabilities everywhere. All embeddings get a direction in common, which hidden states
     then share; how much of it a token's own embedding has moves its logit."""
     table = model.get_input_embeddings().weight
-    direction = torch.full((table.shape[1],), 0.1)
+    direction = torch.full((table.shape[1],), 0.2)
     table += direction
-    plain = table[list(wanted)].clone()
     ids = torch.randint(0, len(table), (64, 32))
-    shares = dict.fromkeys(wanted, 0.0)
-    for step in (4.0, 2.0, 1.0, 0.5, 0.25, 0.12, 0.06, 0.03) * 2:  # both at once: each moves the other's probability
-        probabilities = torch.softmax(model(ids).logits, -1).mean((0, 1))
-        for row, (token, probability) in enumerate(wanted.items()):
-            shares[token] += step if probabilities[token] < probability else -step
-            table[token] = plain[row] + shares[token] * direction
+    for token, probability in wanted.items():
+        ids[torch.rand(ids.shape) < probability] = token
+    for _ in range(20):
+        hidden = model.model(ids).last_hidden_state
+        found = torch.softmax(model.lm_head(hidden), -1).mean((0, 1))
+        for token, probability in wanted.items():
+            aim = max(probability, 1e-6)
+            missing = math.log(aim / (1 - aim)) - float(torch.logit(found[token], eps=1e-6))
+            table[token] += 0.5 * missing / (hidden @ direction).mean() * direction
 
 
 def engine_side(model: nn.Module, bound: BoundStepFormat, max_rows: int) -> Side:
     engine = HFEngine(model, bound, max_rows=max_rows)
+    runner = asyncio.Runner()  # one event loop for all calls, as in a program
 
     def sample(prompts: Sequence[Ids], n: int, tokens: int, steps: bool, seed: int) -> list[list[Ids]]:
         params = SamplingParams(max_tokens=tokens, stop=(NEWLINE,) if steps else ())
@@ -104,7 +108,7 @@ def engine_side(model: nn.Module, bound: BoundStepFormat, max_rows: int) -> Side
             answers = await asyncio.gather(*(engine.generate(request) for request in requests))
             return [[completion.token_ids for completion in completions] for completions in answers]
 
-        return asyncio.run(run())
+        return runner.run(run())
 
     return Side("engine", sample)
 

@@ -1,7 +1,7 @@
 """What every engine promises, as checks that run against any of them: ours, a server's client, a script.
 
-For tests of engines, here and in other projects: call each function of `ENGINE_CHECKS` with an engine and a few prompts.
-A broken promise raises AssertionError with what was promised and what came.
+For tests of engines, here and in other projects: call each function of `ENGINE_CHECKS` with an engine and a few
+prompts. A broken promise raises AssertionError with what was promised and what came.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ async def check_repeatable(engine: Engine, prompts: Sequence[tuple[int, ...]]) -
 async def check_steps(engine: Engine, prompts: Sequence[tuple[int, ...]]) -> None:
     """A prompt and the steps written so far make the next prompt; steps put together are the sample."""
     stop = (engine.format.spec.policy.separator,)
-    prompt, ids = prompts[0], ()
+    prompt = prompts[0]
+    ids: tuple[int, ...] = ()
     for _ in range(4):
         params = SamplingParams(max_tokens=16, stop=stop)
         (step,) = await _run(engine, GenerationRequest((*prompt, *ids), seed=3 * 1024, params=params))

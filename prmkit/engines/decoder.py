@@ -64,12 +64,12 @@ class Weights:
 
     Attributes:
         backbone: of the decoder, under its own names.
-        head: [V, H] output matrix; None for models without one.
+        head: [V, H] output matrix, a copy.
         head_bias: [V]; None when there is none.
     """
 
     backbone: Mapping[str, Tensor]
-    head: Tensor | None = None
+    head: Tensor
     head_bias: Tensor | None = None
 
 

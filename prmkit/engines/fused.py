@@ -135,7 +135,9 @@ class FusedDecoder:
         """
         if kind == "v":
             return weight
-        pairs = weight.unflatten(0, (-1, 2, self.spec.head_dim // 2)).transpose(1, 2).flatten(1, 2)  # [heads, D, ...]
+        pairs: Tensor = (
+            weight.unflatten(0, (-1, 2, self.spec.head_dim // 2)).transpose(1, 2).flatten(1, 2)
+        )  # [heads, D, ...]
         if kind == "q":
             pairs = pairs.unflatten(0, (self.spec.heads, self._groups)).transpose(0, 1).flatten(0, 1)
         return pairs.flatten(0, 1)

@@ -6,9 +6,9 @@ while the cache holds them.
 
 A sample depends on (prompt, sampling parameters, seed, sample index) and the weights. On the CPU in float32, for models
 up to a hidden size of about 512 that have a fused decoder, that is exact: tokens and log-probabilities are the same to
-the last bit alone, in any batch, and step by step or in one go with the same seed. On other devices, in half precision and for larger
-models, matrix products of different sizes round differently; log-probabilities then agree to rounding, and tokens
-unless a random number falls into that gap.
+the last bit alone, in any batch, and step by step or in one go with the same seed (sample 0 of every step's request).
+On other devices, in half precision and for larger models, matrix products of different sizes round differently;
+log-probabilities then agree to rounding, and tokens unless a random number falls into that gap.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from prmkit.engines.decoder import build_decoder, read_weights
+from prmkit.engines.decoder import Weights, build_decoder, read_weights
 from prmkit.engines.driver import Driver, Job
 from prmkit.engines.prefixes import PrefixEncoder
 from prmkit.engines.rows import Head, NewRow, RowBatch
@@ -82,8 +82,9 @@ class HFEngine:
     """In-process engine; implements `prmkit.types.Engine`.
 
     Args:
-        model: transformers causal language model. Architectures of `FUSED_ARCHITECTURES` are computed from copies of the
-            weights, so training the model changes nothing here until `update_weights`; others are called themselves.
+        model: transformers causal language model. Architectures of `FUSED_ARCHITECTURES` are computed from copies of
+            the weights, so training the model changes nothing here until `update_weights`; others are called
+            themselves, and the engine writes with whatever weights they have.
         bound_format: the policy's step format in its tokenizer's ids.
         max_rows: samples decoded together at most.
         device: where to compute; None is where the model is.
@@ -118,7 +119,6 @@ class HFEngine:
                 raise ConfigError(f"engine.{name}", value, f"an integer of at least {least}")
         self._model = model
         self._format = bound_format
-        self._weight_version = weight_version
         self.stats = EngineStats()
         self._worker = _Worker(
             model,
@@ -210,15 +210,14 @@ class _Worker:
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self._vocab_size:
             raise ConfigError("request.prompt_ids", request.prompt_ids, f"ids from 0 to {self._vocab_size - 1}")
 
-    def load(self, weights: Any) -> None:
+    def load(self, weights: Weights) -> None:
         """Take new weights; nothing may be in work."""
         self._decoder.load(weights.backbone)
         self._set_head(weights)
         self._encoder.clear()
 
-    def _set_head(self, weights: Any) -> None:
-        spec = self._decoder.spec
-        bias = weights.head_bias
+    def _set_head(self, weights: Weights) -> None:
+        spec, bias = self._decoder.spec, weights.head_bias
         self._head = Head(
             weights.head.to(spec.device, spec.dtype), None if bias is None else bias.to(spec.device, spec.dtype)
         )

@@ -143,8 +143,8 @@ class RowBatch:
                 begin = end
 
     def run(self, head: Head, steps: int, enough: int) -> int:
-        """Decode until that many steps are made, or (noticed on the CPU only, where looking is cheap) that many rows are
-        done. Returns the steps made."""
+        """Decode until that many steps are made, or that many rows are done (noticed on the CPU only, where looking is
+        cheap). Returns the steps made."""
         self._reserve(self._longest + steps + 1)
         look = self._decoder.spec.device.type == "cpu"
         for made in range(1, steps + 1):

@@ -64,7 +64,7 @@ def made(make):
     torch.manual_seed(0)
     module = make().eval()
     with torch.no_grad():  # norms and biases start at one and zero, which would hide mistakes
-        for name, parameter in module.named_parameters():
+        for parameter in module.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return module
