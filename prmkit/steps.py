@@ -443,6 +443,8 @@ def _presets() -> dict[str, StepFormat]:
     plain = PolicyFormat(template="{question}\n", separator="\n")
     formats = [
         StepFormat("plain", plain, PRMFormat()),
+        # The label tokens of `plain` are the policy's own words; a head of its own leaves their embeddings alone.
+        StepFormat("plain-head", plain, PRMFormat(read="before_tag", head="token_head")),
         StepFormat(
             "math-shepherd",
             plain,

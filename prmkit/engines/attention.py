@@ -25,7 +25,7 @@ class Attention(Protocol):
 
 
 class ColumnAttention:
-    """One query a row at a time: products of a few rows of the buffer each, whose bits depend on nothing but that query.
+    """One query a row at a time: products whose bits depend on nothing but that query and what it sees.
 
     Scores are not scaled: the queries bring the scale.
 
@@ -34,9 +34,10 @@ class ColumnAttention:
         kv: [L, 2, B, K, T, D].
         longest: no row starts at or beyond this position.
         step: key columns are read in multiples of this.
+        bias: [P, P] added to scores: row p holds 0 up to column p and minus infinity behind it. P is at least T.
     """
 
-    def __init__(self, positions: Tensor, kv: Tensor, longest: int, step: int) -> None:
+    def __init__(self, positions: Tensor, kv: Tensor, longest: int, step: int, bias: Tensor) -> None:
         _, _, batch, heads, columns, _ = kv.shape
         self._shape = (batch, heads)
         width = len(positions) // batch
@@ -44,11 +45,9 @@ class ColumnAttention:
         rows = kv.flatten(2, 3)
         self._keys = {size: rows[:, 0, :, :size].transpose(2, 3).unbind() for size in set(self._sizes)}
         self._values = {size: rows[:, 1, :, :size].unbind() for size in self._keys}
-        unseen = torch.arange(self._sizes[-1], device=kv.device) > positions[:, None]
-        bias = torch.zeros(unseen.shape, dtype=kv.dtype, device=kv.device).masked_fill_(unseen, -torch.inf)
-        bias = bias.view(batch, width, 1, -1).expand(-1, -1, heads, -1)
+        own = bias[:, : self._sizes[-1]].index_select(0, positions).view(batch, width, 1, -1).expand(-1, -1, heads, -1)
         self._bias = [
-            bias[:, number, :, :size].reshape(batch * heads, 1, size) for number, size in enumerate(self._sizes)
+            own[:, number, :, :size].reshape(batch * heads, 1, size) for number, size in enumerate(self._sizes)
         ]
 
     def __call__(self, layer: int, queries: Tensor) -> Tensor:

@@ -83,8 +83,11 @@ class FusedDecoder:
         self._groups: int = config.num_attention_heads // self.spec.heads
         self._rotary: Any = copy.deepcopy(backbone.rotary_emb).to(self.spec.device)
         on_cpu = self.spec.device.type == "cpu" and self.spec.dtype == torch.float32
-        self._spread = torch.tensor(self._eps) if on_cpu else None
+        width: int = config.hidden_size
+        self._least_length = torch.tensor((self._eps * width) ** 0.5) if on_cpu else None
+        self._norm_gain = width**0.5 if on_cpu else 1.0
         self._turns = torch.zeros(0)
+        self._bias = torch.zeros(0)
         self.load(state)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -102,10 +105,11 @@ class FusedDecoder:
 
         self._layers = [self._read_layer(f"layers.{n}.", get, need) for n in range(self.spec.layers)]
         self._embedding = need("embed_tokens.weight")
-        self._norm = need("norm.weight")
+        self._norm = need("norm.weight") * self._norm_gain
 
     def _read_layer(self, at: str, get: Any, need: Any) -> _Layer:
-        attention_norm, mlp_norm = need(f"{at}input_layernorm.weight"), need(f"{at}post_attention_layernorm.weight")
+        attention_norm = need(f"{at}input_layernorm.weight") * self._norm_gain
+        mlp_norm = need(f"{at}post_attention_layernorm.weight") * self._norm_gain
         qkv = torch.cat([self._reordered(need(f"{at}self_attn.{name}_proj.weight"), name) for name in "qkv"])
         biases = [get(f"{at}self_attn.{name}_proj.bias") for name in "qkv"]
         has_bias = biases[0] is not None
@@ -169,7 +173,7 @@ class FusedDecoder:
         turns = self._turns_at(positions, longest + width)
         attention: Attention = BlockAttention(positions, kv)
         if self.columnwise:
-            attention = ColumnAttention(positions, kv, longest, spec.column_step)
+            attention = ColumnAttention(positions, kv, longest, spec.column_step, self._bias_for(kv.shape[4]))
         x = functional.embedding(ids.flatten(), self._embedding)
         for number, (layer, cache) in enumerate(zip(self._layers, kv.unbind(), strict=True)):
             qkv = torch.addmm(layer.qkv_bias, self._normalised(x), layer.qkv)
@@ -192,13 +196,20 @@ class FusedDecoder:
                 x += layer.down_bias
         return self._normalised(x).mul_(self._norm).view(batch, width, -1)
 
+    def _bias_for(self, columns: int) -> Tensor:
+        """See `ColumnAttention`."""
+        if len(self._bias) < columns:
+            size = round_up(columns + columns // 2)
+            full = torch.full((size, size), -torch.inf, dtype=self.spec.dtype, device=self.spec.device)
+            self._bias = full.triu_(1)
+        return self._bias
+
     def _normalised(self, x: Tensor) -> Tensor:
-        """Rows divided by their root mean square."""
-        if self._spread is None:
+        """Rows divided by their root mean square, or on the CPU by their length: fewer operations than torch has there
+        for the former. The weights hold what is missing."""
+        if self._least_length is None:
             return functional.rms_norm(x, x.shape[-1:], None, self._eps)
-        # Fewer operations than torch's own has on the CPU.
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x * torch.addcmul(self._spread, size, size, value=1 / x.shape[-1]).rsqrt_()
+        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self._least_length)
 
     def _normalise_heads(self, qkv: Tensor, norms: tuple[Tensor, Tensor]) -> Tensor:
         """Queries and keys [N, A], each head divided by its root mean square and weighted."""

@@ -4,9 +4,9 @@ Requests from any number of coroutines run as one batch. A prompt is encoded onc
 make room for rows that wait, and prefixes seen before (prompts, and everything the engine wrote) are not encoded again
 while the cache holds them.
 
-A sample depends on (prompt, sampling parameters, seed, sample index) and the weights. On the CPU in float32, for models
-up to a hidden size of about 512 that have a fused decoder, that is exact: tokens and log-probabilities are the same to
-the last bit alone, in any batch, and step by step or in one go with the same seed (sample 0 of every step's request).
+A sample depends on (prompt, sampling parameters, seed, sample index) and the weights. On x86 CPUs in float32, for
+models up to a hidden size of about 512 that have a fused decoder, that is exact: tokens and log-probabilities are the
+same to the last bit alone, in any batch, and step by step or in one go with the same seed (sample 0 of every request).
 On other devices, in half precision and for larger models, matrix products of different sizes round differently;
 log-probabilities then agree to rounding, and tokens unless a random number falls into that gap.
 """
@@ -184,10 +184,9 @@ class _Worker:
     ) -> None:
         backbone = cast(nn.Module, model.base_model)
         first = next(backbone.parameters())
-        exact = (
-            device or first.device
-        ).type == "cpu" and model.config.get_text_config().hidden_size <= _COLUMNWISE_HIDDEN
-        self._decoder = build_decoder(backbone, columnwise=exact and first.dtype == torch.float32, device=device)
+        on_cpu = (device or first.device).type == "cpu" and first.dtype == torch.float32
+        exact = on_cpu and model.config.get_text_config().hidden_size <= _COLUMNWISE_HIDDEN
+        self._decoder = build_decoder(backbone, columnwise=exact, device=device)
         self._format = bound_format
         self._stats = stats
         self._max_rows = max_rows

@@ -33,8 +33,11 @@ class KVSpec:
 
     @property
     def column_step(self) -> int:
-        """Columns are read in multiples of this. Attention sums over columns that are masked, too: in such multiples the
-        extra zeros leave every bit of the result as it is; in others vectorised kernels group the terms differently."""
+        """Columns are read in multiples of this.
+
+        Attention sums over columns that are masked, too. In such multiples the extra zeros leave every bit of the
+        result as it is; in others vectorised kernels group the terms differently.
+        """
         return 16 if self.head_dim >= 32 else 32
 
     @classmethod

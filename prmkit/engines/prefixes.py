@@ -1,9 +1,9 @@
 """Keys and values of prefixes seen before, kept in a trie of token ids, and the encoder that extends it.
 
 Each node holds a run of tokens and their keys and values; sequences that begin alike share the nodes of their
-beginning, in memory and in work. Sequences that arrive together are laid into the trie first; then all nodes still empty are
-computed level by level, each level in a few batches. So a prompt is encoded once for all its samples, a step once for
-all traces that go on from it, and nothing is encoded again until it is evicted.
+beginning, in memory and in work. Sequences that arrive together are laid into the trie first; then all nodes still
+empty are computed level by level, each level in a few batches. So a prompt is encoded once for all its samples, a step
+once for all traces that go on from it, and nothing is encoded again until it is evicted.
 """
 
 from __future__ import annotations

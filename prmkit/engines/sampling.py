@@ -1,8 +1,8 @@
 """Sampling from logits with randomness that depends on (seed, sample, position) only.
 
 Random numbers come from a counter-based generator, not from a stream: the number used for the token at absolute
-position p of sample i is a pure function of (seed, i, p). So a sample does not depend on what else is in the batch, nor on
-whether its prefix was written in this request or in an earlier one with the same seed.
+position p of sample i is a pure function of (seed, i, p). So a sample does not depend on what else is in the batch, nor
+on whether its prefix was written in this request or in an earlier one with the same seed.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class PRMScorer:
 
     Calls that wait at the same time run as one batch. Whatever two of them share from the beginning (the question, the
     steps of a common ancestor, everything) is encoded once. Scores equal those of the model's own forward to 1e-5 and,
-    on the CPU in float32 for models up to a hidden size of about 512, do not depend by a bit on what else is scored.
+    on x86 CPUs in float32 for models up to a hidden size of about 512, do not depend by a bit on what else is scored.
 
     Args:
         model: the PRM. Architectures of `FUSED_ARCHITECTURES` are computed from copies of the decoder's weights: call
