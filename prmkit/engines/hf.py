@@ -90,7 +90,7 @@ class HFEngine:
         device: where to compute; None is where the model is.
         weight_version: stamped on completions.
         cache_tokens: tokens of prefixes kept for later requests; 0 keeps none.
-        prefill_tokens: prompt tokens encoded at once at most.
+        prefill_tokens: prompt tokens encoded at once at most, padding included.
 
     Attributes:
         stats: counters.
@@ -108,7 +108,7 @@ class HFEngine:
         device: str | torch.device | None = None,
         weight_version: int = 0,
         cache_tokens: int = 65536,
-        prefill_tokens: int = 8192,
+        prefill_tokens: int = 2048,
     ) -> None:
         for name, value, least in (
             ("max_rows", max_rows, 1),

@@ -228,13 +228,18 @@ class PrefixEncoder:
         rows = max(len(nodes), -(-_LEAST_TOKENS // width))
         last_start = max(node.start for node in nodes)
         kv = self._scratch.take(rows, round_up(last_start + width))
-        ids = torch.zeros(rows, width, dtype=torch.long)
-        start = torch.zeros(rows, dtype=torch.long)
-        for row, node in enumerate(nodes):
-            ids[row, : len(node.tokens)] = torch.tensor(node.tokens)
-            start[row] = node.start
-            if node.parent is not None:
-                node.parent.read_kv(kv[:, :, row])
+        families: dict[PrefixNode | None, list[PrefixNode]] = {}
+        for node in nodes:
+            families.setdefault(node.parent, []).append(node)
+        nodes = [node for family in families.values() for node in family]
+        at = 0
+        for parent, family in families.items():
+            if parent is not None:
+                parent.read_kv(kv[:, :, at : at + len(family)])
+            at += len(family)
+        idle = rows - len(nodes)
+        ids = torch.tensor([node.tokens + (0,) * (width - len(node.tokens)) for node in nodes] + [(0,) * width] * idle)
+        start = torch.tensor([node.start for node in nodes] + [0] * idle)
         hidden = self._decoder.forward(ids.to(device), start.to(device), kv, last_start + 1, self._keep_hidden)
         for row, node in enumerate(nodes):
             node.kv = kv[:, :, row, :, node.start : node.end].clone()

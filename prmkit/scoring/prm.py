@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["PRMScorer", "ScorerStats"]
 
 _HEAD_ROWS = 64
+_TAKEN = 65536  # tokens of calls taken into one piece of work, shared ones and seen ones included
 _PATIENCE = 2  # passes of the event loop to wait for more; see `Driver`
 
 
@@ -60,7 +61,7 @@ class PRMScorer:
         stats: counters.
     """
 
-    def __init__(self, model: PRMModel, *, max_batch_tokens: int = 8192, cache_tokens: int = 65536) -> None:
+    def __init__(self, model: PRMModel, *, max_batch_tokens: int = 2048, cache_tokens: int = 65536) -> None:
         if max_batch_tokens < 1:
             raise ConfigError("scorer.max_batch_tokens", max_batch_tokens, "an integer of at least 1")
         if cache_tokens < 0:
@@ -68,7 +69,6 @@ class PRMScorer:
         self._model = model
         self._decoder = build_decoder(model.backbone, columnwise=False)
         self._encoder = PrefixEncoder(self._decoder, cache_tokens, max_batch_tokens, keep_hidden=True)
-        self._max_batch_tokens = max_batch_tokens
         self.stats = ScorerStats()
         self._waiting: list[Job[EncodedSteps, StepScores]] = []
         self._driver: Driver[EncodedSteps, StepScores] = Driver(self, patience=_PATIENCE)
@@ -116,7 +116,7 @@ class PRMScorer:
 
     def is_full(self, jobs: list[Job[EncodedSteps, StepScores]]) -> bool:
         """See `Worker.is_full`."""
-        return sum(len(job.payload.input_ids) for job in jobs) >= 4 * self._max_batch_tokens
+        return sum(len(job.payload.input_ids) for job in jobs) >= _TAKEN
 
     @torch.inference_mode()
     def advance(self, jobs: list[Job[EncodedSteps, StepScores]]) -> bool:
@@ -124,7 +124,7 @@ class PRMScorer:
         self._waiting += jobs
         taken: list[Job[EncodedSteps, StepScores]] = []
         size = 0
-        while self._waiting and (not taken or size < 4 * self._max_batch_tokens):
+        while self._waiting and (not taken or size < _TAKEN):
             job = self._waiting.pop(0)
             if not job.future.done():
                 taken.append(job)

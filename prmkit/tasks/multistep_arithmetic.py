@@ -87,8 +87,8 @@ class MultistepArithmeticTask(GeneratedTask):
         return ExactGrader(final_answer)
 
     def tokenizer(self) -> Any:
-        """A Hugging Face fast tokenizer of 187 entries: an operand of the question with its operator is one token, and a
-        line's label; digits, signs and line ends stand alone."""
+        """A Hugging Face fast tokenizer of 187 entries: an operand of the question with its operator is one token, a
+        line's label another; digits, signs and line ends stand alone."""
         return word_tokenizer(_WORDS)
 
     def admits(self, question: str) -> bool:
