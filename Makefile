@@ -26,7 +26,7 @@ demo: setup ## train a policy and a PRM and compare best-of-N with majority voti
 	$(BIN)/prm demo --seed $(SEED)
 
 test: setup ## the fast tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 test-slow: setup ## the tests marked slow
 	$(BIN)/python -m pytest -m slow -q
