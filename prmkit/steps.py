@@ -221,6 +221,7 @@ class EncodedSteps:
         return EncodedSteps(self.input_ids[: kept[-1] + 1] if kept else (), kept)
 
 
+_PIECES_KEPT = 65536
 _QUESTION, _ANSWER = "\u2983question\u2984", "\u2983answer\u2984"
 
 
@@ -242,6 +243,7 @@ class BoundStepFormat:
             raise StepFormatError(f"step format {spec.name!r}: the tokenizer has no end-of-sequence token")
         self.eos_id: int = int(tokenizer.eos_token_id)
         self._ends_step: dict[int, bool] = {}
+        self._known_pieces: dict[str, tuple[int, ...]] = {"": ()}  # samples of one problem share most steps
         self._anchor = self._piece_anchor()
         prm = spec.prm
         self.tag_ids = tuple(self._known(prm.tag, "prm.tag")) if prm.tag else ()
@@ -353,13 +355,19 @@ class BoundStepFormat:
 
     def encode_piece(self, text: str) -> list[int]:
         """Ids of a text that stands inside a sequence: no special tokens, no space put before it by the tokenizer."""
-        if not text:
-            return []
+        known = self._known_pieces.get(text)
+        if known is None:
+            if len(self._known_pieces) >= _PIECES_KEPT:
+                self._known_pieces.clear()
+            known = self._known_pieces[text] = self._tokenise_piece(text)
+        return list(known)
+
+    def _tokenise_piece(self, text: str) -> tuple[int, ...]:
         anchor_text, anchor_ids = self._anchor
         ids = self.tokenizer.encode(anchor_text + text, add_special_tokens=False)
         if anchor_ids and ids[: len(anchor_ids)] == anchor_ids:
-            return list(ids[len(anchor_ids) :])
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+            return tuple(ids[len(anchor_ids) :])
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _first_piece(self, text: str) -> list[int]:
         """Ids of a text that begins a sequence: the tokenizer may put its usual space before it."""

@@ -124,6 +124,8 @@ def atomic_folder(directory: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
+        for path in temporary.rglob("*"):  # safetensors writes files that only their owner may read
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
         if target.exists():
             retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
             target.replace(retired / "model")

@@ -1,16 +1,15 @@
 """LoRA through peft: adapters put into a decoder in place, and folded into plain weights for export.
 
 Folding works on copies: the model in training keeps its adapters apart, so nothing can be merged twice, and an
-exported folder holds plain weights that need no peft.
+exported folder holds plain weights that need no peft. It is imported on first use: every command would wait for it.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from prmkit.errors import ConfigError
@@ -59,6 +58,8 @@ def add_lora(backbone: nn.Module, spec: LoraSpec, seed: int) -> None:
     Raises:
         ConfigError: no layer of the model has one of the names wanted.
     """
+    from peft import LoraConfig, inject_adapter_in_model
+
     config = LoraConfig(
         r=spec.r,
         lora_alpha=spec.alpha,
@@ -84,6 +85,10 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     The model is not changed. Without adapters this is `model.state_dict()`.
     """
     state: dict[str, Tensor] = dict(model.state_dict())
+    if "peft" not in sys.modules:  # who has adapters has imported it
+        return state
+    from peft.tuners.lora import LoraLayer
+
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
