@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
-demo: setup ## train a policy and a PRM and compare best-of-N with majority voting (about 5 minutes)
+demo: setup ## train a policy and a PRM and compare best-of-N with majority voting
 	$(BIN)/prm demo --seed $(SEED)
 
 test: setup ## the fast tests
