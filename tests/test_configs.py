@@ -57,7 +57,8 @@ def stand_in(name: str, policies: dict[str, Path]) -> list[str]:
     model = yaml.safe_load((config_root() / Path(name).relative_to("configs")).read_text())["model"]["init_args"]
     if "path" not in model["source"]:
         return []
-    return ["--model.init_args.source.path", str(policies["math-psa" if model.get("step_format") == "math-psa" else "plain"])]
+    fitting = "math-psa" if model.get("step_format") == "math-psa" else "plain"
+    return ["--model.init_args.source.path", str(policies[fitting])]
 
 
 def test_there_are_configs_of_every_job():

@@ -23,7 +23,7 @@ __all__ = ["SUMMARY", "run", "stages", "summarise"]
 SUMMARY = "train a policy and a PRM on built-in data, then compare best-of-N with majority voting"
 
 _EPILOG = """examples:
-  prm demo                                  about 5 minutes on two CPU cores; leaves runs/demo
+  prm demo                                  5 to 8 minutes on two CPU cores; leaves runs/demo
   prm demo --seed 1 --output runs/demo-1    the same with other random numbers
   prm demo --config quick                   seconds, to see that everything works; its figures mean nothing
 
