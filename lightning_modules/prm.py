@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric, Metric
 
 from lightning_modules.formats import bind_format
 from lightning_modules.optimizers import OptimizerConfig, build_optimizer
-from lightning_modules.window import WindowSums, gradient_norm
+from lightning_modules.window import WindowSums
 from prmkit.errors import ConfigError
 from prmkit.losses import PRM_LOSSES, LossOutput, PRMLossKind, normalise, step_loss, window_total
 from prmkit.metrics import FirstErrorF1, StepMetrics
@@ -92,11 +92,7 @@ class PRM(LightningModule):
         return normalise(output.loss_sum, total, self.trainer.accumulate_grad_batches)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self.log_dict({f"train/{name}": value for name, value in self._window.pop().items()})
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
-        norm = gradient_norm(self.parameters())
-        if norm is not None:
-            self.log("train/grad_norm", norm)
+        self._window.log_step(self, optimizer)
 
     def validation_step(self, batch: Any) -> None:
         self._evaluate(batch, "val")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lightning_modules.formats import bind_format
 from lightning_modules.optimizers import OptimizerConfig, build_optimizer
-from lightning_modules.window import WindowSums, gradient_norm
+from lightning_modules.window import WindowSums
 from prmkit.losses import CHUNK_LOGITS, LossOutput, normalise, predicted_positions, token_cross_entropy, window_total
 from prmkit.models import ModelSource, build_policy, checked_lm_head, hidden_states, save_policy
 
@@ -71,11 +71,7 @@ class SFT(LightningModule):
         return normalise(output.loss_sum, total, self.trainer.accumulate_grad_batches)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self.log_dict({f"train/{name}": value for name, value in self._window.pop().items()})
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
-        norm = gradient_norm(self.parameters())
-        if norm is not None:
-            self.log("train/grad_norm", norm)
+        self._window.log_step(self, optimizer)
 
     def validation_step(self, batch: Any) -> None:
         self._evaluate(batch, "val")

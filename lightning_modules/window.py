@@ -7,7 +7,9 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from prmkit.losses import LossOutput, world_size
 
@@ -37,6 +39,15 @@ class WindowSums:
             dist.all_reduce(sums)
         loss_sum, count, tokens = sums
         return {"loss": loss_sum / count.clamp(min=1), "targets": count, "tokens": tokens}
+
+    def log_step(self, module: LightningModule, optimizer: Optimizer) -> None:
+        """Log the window's figures, the learning rate and the norm of the gradients, before they are clipped.
+        Collective, as `pop` is."""
+        module.log_dict({f"train/{name}": value for name, value in self.pop().items()})
+        module.log("train/lr", optimizer.param_groups[0]["lr"])
+        norm = gradient_norm(module.parameters())
+        if norm is not None:
+            module.log("train/grad_norm", norm)
 
 
 def token_count(batch: Any) -> Tensor:
