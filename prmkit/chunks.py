@@ -2,7 +2,8 @@
 
 Beside `<out>` stands `<out>.meta.json` with the settings that decide the content, the number of whole chunks, and the
 bytes they take. A chunk is appended first and acknowledged in the meta file second (atomically); whatever lies behind
-the acknowledged bytes when a file is opened again belongs to an unfinished chunk and is cut off.
+the acknowledged bytes when a file is opened again belongs to an unfinished chunk and is cut off. A companion file,
+where there is one, grows with the same chunks and is acknowledged with them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import read_json, write_json
 
-__all__ = ["ChunkedOutput", "meta_path"]
+__all__ = ["ChunkedOutput", "encode_lines", "meta_path"]
 
 _SCHEMA = 1
 _OWN = ("schema", "complete", "progress", "settings")
@@ -30,6 +31,13 @@ def meta_path(path: str | Path) -> Path:
     return path.with_name(path.name + ".meta.json")
 
 
+def encode_lines(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """JSON lines of records. NaN is a ValueError."""
+    return "".join(
+        json.dumps(r, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n" for r in records
+    ).encode()
+
+
 class ChunkedOutput:
     """Opens an output for writing, or for going on where its last whole chunk ended. A context manager.
 
@@ -38,6 +46,7 @@ class ChunkedOutput:
         settings: everything that decides the content, as JSON values; an existing output must have been made with the
             same.
         overwrite: begin anew, whatever is there.
+        companion: a second JSON-lines file, for records that belong to the chunks but not into the first.
 
     Attributes:
         chunks: whole chunks in the file.
@@ -52,8 +61,16 @@ class ChunkedOutput:
             another process.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        companion: str | Path | None = None,
+    ) -> None:
         self.path = Path(path)
+        self.companion = None if companion is None else Path(companion)
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         known = not overwrite and meta_path(self.path).exists()
@@ -68,24 +85,26 @@ class ChunkedOutput:
         self.complete = bool(meta.get("complete", False))
         self.state: dict[str, Any] = {name: value for name, value in meta.items() if name not in _OWN}
         self._bytes = int(progress.get("bytes", 0))
-        self._file = self._open()
+        self._companion_bytes = int(progress.get("companion_bytes", 0))
+        self._file = self._open(self.path, self._bytes)
+        self._beside = None if self.companion is None else self._open(self.companion, self._companion_bytes)
         self._save(self.state)
 
-    def _open(self) -> Any:
-        file = self.path.open("ab", buffering=0)
+    def _open(self, path: Path, acknowledged: int) -> Any:
+        file = path.open("ab", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
-            raise DataError(f"{self.path}: another process is writing it") from None
+            raise DataError(f"{path}: another process is writing it") from None
         size = os.fstat(file.fileno()).st_size
-        if size < self._bytes:
+        if size < acknowledged:
             file.close()
             raise DataError(
-                f"{self.path}: {size} bytes, but {meta_path(self.path).name} acknowledges {self._bytes}; the file was "
+                f"{path}: {size} bytes, but {meta_path(self.path).name} acknowledges {acknowledged}; the file was "
                 f"cut or replaced. Restore it, or begin anew with overwrite."
             )
-        file.truncate(self._bytes)
+        file.truncate(acknowledged)
         return file
 
     def _check(self, meta: Mapping[str, Any]) -> None:
@@ -101,17 +120,26 @@ class ChunkedOutput:
                     "Give another output path, or begin anew with --overwrite true.",
                 )
 
-    def append(self, records: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> None:
-        """Add a whole chunk (it may be empty), then acknowledge it together with the state. NaN is a ValueError."""
-        lines = [json.dumps(r, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n" for r in records]
-        data = "".join(lines).encode()
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
-        os.fsync(self._file.fileno())
+    def append(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        state: Mapping[str, Any],
+        beside: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Add a whole chunk (it may be empty), then acknowledge it together with the state. NaN is a ValueError.
+
+        Args:
+            records: of the file.
+            state: see `ChunkedOutput.state`.
+            beside: records of the companion file; only where there is one (ValueError).
+        """
+        if beside and self._beside is None:
+            raise ValueError("records for a companion file, but the output has none")
+        self._bytes += _write(self._file, encode_lines(records))
+        if self._beside is not None:
+            self._companion_bytes += _write(self._beside, encode_lines(beside))
         self.chunks += 1
-        self.lines += len(lines)
-        self._bytes += len(data)
+        self.lines += len(records)
         self._save(state)
 
     def finish(self, state: Mapping[str, Any]) -> None:
@@ -124,11 +152,15 @@ class ChunkedOutput:
             raise ValueError(f"the state may not hold {sorted(repeated)}")
         self.state = dict(state)
         progress = {"chunks": self.chunks, "lines": self.lines, "bytes": self._bytes}
+        if self.companion is not None:
+            progress["companion_bytes"] = self._companion_bytes
         meta = {"schema": _SCHEMA, "complete": self.complete, "progress": progress, "settings": self.settings}
         write_json(meta_path(self.path), meta | self.state)
 
     def close(self) -> None:
         self._file.close()
+        if self._beside is not None:
+            self._beside.close()
 
     def __enter__(self) -> ChunkedOutput:
         return self
@@ -137,6 +169,15 @@ class ChunkedOutput:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _write(file: Any, data: bytes) -> int:
+    """Append bytes and wait until they are on the disk; returns how many."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+    os.fsync(file.fileno())
+    return len(data)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -7,12 +7,11 @@ right; equation 4, the share) is decided when a PRM is trained. The value of a w
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from prmkit.annotation.estimate import AnswerJudge, Estimator
+from prmkit.annotation.counts import AnnotationCounts, ProblemLabels, most_frequent
+from prmkit.annotation.estimate import AnswerJudge, Estimator, Sampling, ids_of
 from prmkit.annotation.records import StepLabels
 from prmkit.errors import ConfigError
 from prmkit.search.budget import Budget
@@ -20,7 +19,7 @@ from prmkit.search.sampling import sample_traces, solution_text
 from prmkit.seeding import derive_seed
 from prmkit.types import Engine, Grader, Problem, SamplingParams, Trace
 
-__all__ = ["SOURCE", "AnnotationCounts", "MathShepherdParams", "ProblemLabels", "annotate_problem", "annotate_trace"]
+__all__ = ["SOURCE", "MathShepherdParams", "annotate_problem", "annotate_solutions"]
 
 SOURCE = "math-shepherd"
 
@@ -69,47 +68,14 @@ class MathShepherdParams:
                 raise ConfigError(f"annotate.{name}", value, "an integer of at least 0, or null for all")
 
 
-@dataclass(frozen=True, slots=True)
-class AnnotationCounts:
-    """How labels came about; adds up with `+`. Tokens and calls are the budget's to count.
-
-    Attributes:
-        problems: problems worked on, failed ones included.
-        failed: problems that failed.
-        solved: problems that some solution got right.
-        solutions: solutions sampled; `right` of them are right, `cut_off` did not finish.
-        records: solutions labelled.
-        values: steps with a value.
-        prefixes: distinct prefixes estimated by rollouts.
-        rollouts: rollouts sampled from prefixes; `inherited` more were taken over from shorter ones.
-    """
-
-    problems: int = 0
-    failed: int = 0
-    solved: int = 0
-    solutions: int = 0
-    right: int = 0
-    cut_off: int = 0
-    records: int = 0
-    values: int = 0
-    prefixes: int = 0
-    rollouts: int = 0
-    inherited: int = 0
-
-    def __add__(self, other: AnnotationCounts) -> AnnotationCounts:
-        return AnnotationCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-
-@dataclass(frozen=True, slots=True)
-class ProblemLabels:
-    """Records of one problem, wrong solutions first, and how they came about."""
-
-    records: tuple[StepLabels, ...]
-    counts: AnnotationCounts
-
-
 async def annotate_problem(
-    problem: Problem, engine: Engine, grader: Grader, params: MathShepherdParams, policy: str, budget: Budget
+    problem: Problem,
+    engine: Engine,
+    grader: Grader,
+    params: MathShepherdParams,
+    policy: str,
+    budget: Budget,
+    source: str = SOURCE,
 ) -> ProblemLabels:
     """Sample solutions of a problem and label those that `params` picks. Cut-off solutions are not labelled.
 
@@ -120,43 +86,33 @@ async def annotate_problem(
         params: see MathShepherdParams.
         policy: name of the policy, for the records.
         budget: pays for everything.
+        source: name of the method, for the records.
     """
     seed = derive_seed(params.seed, "annotate", problem.id)
     traces = await sample_traces(problem, engine, params.solutions_per_problem, params.sampling, seed, budget)
     judge = AnswerJudge(problem, grader)
     finished = [trace for trace in traces if trace.finish == "stop"]
     verdicts = judge.right([solution_text(_texts(trace), engine.format) for trace in finished])
-    estimator = Estimator(
-        problem,
-        engine,
-        judge,
-        params.rollouts,
-        params.rollout_sampling or params.sampling,
-        params.seed,
-        budget,
-        reuse=params.reuse_rollouts,
-    )
-
-    async def label(trace: Trace, correct: bool) -> StepLabels:
-        if correct and not params.estimate_right:
-            values, rollouts = _certain(len(trace.steps))
-        else:
-            values, rollouts = await annotate_trace(trace, correct, estimator, params.stop_at_first_zero)
-        separator = engine.format.spec.policy.separator
-        return StepLabels(
+    sampling = Sampling(params.rollouts, params.rollout_sampling or params.sampling, params.seed, params.reuse_rollouts)
+    estimator = Estimator(problem, engine, judge, sampling, budget)
+    picked = _pick(finished, verdicts, params)
+    rolled = [solution for solution in picked if params.estimate_right or not solution[1]]
+    estimated = await annotate_solutions(rolled, estimator, params.stop_at_first_zero)
+    labels = dict(zip(rolled, estimated, strict=True))
+    records = tuple(
+        StepLabels(
             problem.id,
             problem.question,
             problem.answer,
             _texts(trace),
-            values,
-            rollouts,
-            source=SOURCE,
+            *labels.get((trace, correct), _certain(len(trace.steps))),
+            source=source,
             policy=policy,
-            separator=separator,
+            separator=engine.format.spec.policy.separator,
             correct=correct,
         )
-
-    records = tuple(await asyncio.gather(*(label(*picked) for picked in _pick(finished, verdicts, params))))
+        for trace, correct in picked
+    )
     counts = AnnotationCounts(
         problems=1,
         solved=int(any(verdicts)),
@@ -165,50 +121,54 @@ async def annotate_problem(
         cut_off=len(traces) - len(finished),
         records=len(records),
         values=sum(value is not None for record in records for value in record.values),
+        labels=estimator.estimated,
         prefixes=estimator.estimated,
-        rollouts=budget.spent.samples - len(traces),
+        rollouts=estimator.sampled,
         inherited=estimator.inherited,
     )
     return ProblemLabels(records, counts)
 
 
-async def annotate_trace(
-    trace: Trace, correct: bool, estimator: Estimator, stop_at_first_zero: bool = False
-) -> tuple[tuple[float | None, ...], tuple[int, ...]]:
-    """Values of a finished trace's steps, and the rollouts behind each.
+async def annotate_solutions(
+    solutions: Sequence[tuple[Trace, bool]], estimator: Estimator, stop_at_first_zero: bool = False
+) -> list[tuple[tuple[float | None, ...], tuple[int, ...]]]:
+    """Values of the steps of finished solutions, and the rollouts behind each.
 
-    The last step's value is the grade of the whole trace, resting on the trace itself. Prefixes are taken in order, so
-    that each can take over rollouts from the one before it.
+    A solution's last value is its own grade, resting on itself. The others are estimated from the first step on, all
+    solutions at the same time, so that each prefix can take over rollouts from those it continues.
 
     Args:
-        trace: finished, with at least one step.
-        correct: is its answer right?
+        solutions: (trace with at least one step, is its answer right?) each.
         estimator: of the same problem.
         stop_at_first_zero: the values behind the first zero are None, with 0 rollouts.
     """
-    values: list[float | None] = [None] * len(trace.steps)
-    counts = [0] * len(trace.steps)
-    values[-1], counts[-1] = float(correct), 1
-    for end in range(1, len(trace.steps)):
-        estimate = await estimator.estimate(trace.steps[:end])
-        values[end - 1], counts[end - 1] = estimate.value, len(estimate.rollouts)
-        if stop_at_first_zero and estimate.value == 0.0:
-            values[end:], counts[end:] = [None] * (len(values) - end), [0] * (len(counts) - end)
-            break
-    return tuple(values), tuple(counts)
+    values: list[list[float | None]] = [[None] * (len(t.steps) - 1) + [float(right)] for t, right in solutions]
+    counts = [[0] * (len(trace.steps) - 1) + [1] for trace, _ in solutions]
+    going = list(range(len(solutions)))
+    end = 0
+    while going := [number for number in going if end + 1 < len(values[number])]:
+        end += 1
+        estimates = await estimator.estimate([ids_of(solutions[number][0].steps[:end]) for number in going])
+        for number, estimate in zip(list(going), estimates, strict=True):
+            assert estimate is not None  # there is no limit
+            values[number][end - 1], counts[number][end - 1] = estimate.value, len(estimate.rollouts)
+            if stop_at_first_zero and estimate.value == 0.0:
+                left = len(values[number]) - end
+                values[number][end:], counts[number][end:] = [None] * left, [0] * left
+                going.remove(number)
+    return [(tuple(v), tuple(c)) for v, c in zip(values, counts, strict=True)]
 
 
 def _pick(traces: Sequence[Trace], verdicts: Sequence[bool], params: MathShepherdParams) -> list[tuple[Trace, bool]]:
     """The finished traces to label, each with its verdict: wrong ones first."""
     if params.skip_unsolved and not any(verdicts):
         return []
-    graded = list(zip(traces, verdicts, strict=True))
-    wrong = _distinct(trace for trace, right in graded if not right)
-    right = _distinct(trace for trace, right in graded if right)
-    often = Counter(map(_texts, traces))
-    right.sort(key=lambda trace: -often[_texts(trace)])
-    picked = [(trace, False) for trace in wrong[: params.wrong_per_problem]]
-    return picked + [(trace, True) for trace in right[: params.right_per_problem]]
+    first = {_texts(trace): trace for trace in reversed(traces) if trace.steps}
+    graded = list(zip(map(_texts, traces), verdicts, strict=True))
+    wrong = list(dict.fromkeys(steps for steps, right in graded if steps and not right))
+    right = most_frequent((steps for steps, right in graded if right), [s for s, _ in graded], params.right_per_problem)
+    picked = [(first[steps], False) for steps in wrong[: params.wrong_per_problem]]
+    return picked + [(first[steps], True) for steps in right]
 
 
 def _certain(n_steps: int) -> tuple[tuple[float | None, ...], tuple[int, ...]]:
@@ -217,12 +177,3 @@ def _certain(n_steps: int) -> tuple[tuple[float | None, ...], tuple[int, ...]]:
 
 def _texts(trace: Trace) -> tuple[str, ...]:
     return tuple(step.text for step in trace.steps)
-
-
-def _distinct(traces: Iterable[Trace]) -> list[Trace]:
-    """The first traces with different steps, in order; those without any step are left out."""
-    first: dict[tuple[str, ...], Trace] = {}
-    for trace in traces:
-        if trace.steps:
-            first.setdefault(_texts(trace), trace)
-    return list(first.values())

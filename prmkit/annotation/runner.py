@@ -1,77 +1,33 @@
-"""Many problems: step-label records written chunk by chunk, killed and resumed at will, measured against exact truth
-where a task can give it."""
+"""Many problems: step-label records written chunk by chunk, killed and resumed at will, alone or shared among workers.
+
+A bounded number of problems is in work at any time. The next chunk begins while the last problems of the one before are
+being finished, so that an engine's batch stays full from the first problem to the last. Chunks are written in order.
+What a problem's records are depends on the problem and the seed alone, as far as the engine's samples do.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from prmkit.annotation.math_shepherd import AnnotationCounts, MathShepherdParams, ProblemLabels, annotate_problem
-from prmkit.annotation.records import StepLabels
-from prmkit.annotation.targets import NO_ERROR, first_error
-from prmkit.chunks import ChunkedOutput
+from prmkit.annotation.counts import AnnotationCounts, ProblemLabels
+from prmkit.annotation.methods import get_method
+from prmkit.chunks import ChunkedOutput, encode_lines
+from prmkit.claims import ClaimFolder
 from prmkit.errors import ConfigError, DataError, PrmkitError
+from prmkit.io import parse_json_line
 from prmkit.search.budget import Budget
-from prmkit.types import Engine, Grader, Problem, Usage, VerifiableTask
+from prmkit.types import Engine, Grader, Problem, Usage
 
-__all__ = ["AnnotationRun", "LabelTruth", "compare_with_truth", "run_annotation"]
+__all__ = ["AnnotationRun", "Workers", "gather_chunks", "run_annotation", "run_claimed"]
 
-# As in prmkit.search.runner: what may go wrong with one problem alone.
+# What may go wrong with one problem without saying anything about the others: its text, its data, a server's reply.
 _ISOLATED = (PrmkitError, ValueError, OSError)
-
-
-@dataclass(frozen=True, slots=True)
-class LabelTruth:
-    """Labels against exact truth, a step counting as right when its value is above 0; adds up with `+`.
-
-    Attributes:
-        steps: labelled steps up to and including the first that is truly wrong; `steps_agree` of them agree.
-        solutions: solutions; `first_error_agree` of them have the first error where it truly is (or truly none).
-        wrong_solutions, wrong_first_error_agree: the same, for solutions that end wrong.
-    """
-
-    steps: int = 0
-    steps_agree: int = 0
-    solutions: int = 0
-    first_error_agree: int = 0
-    wrong_solutions: int = 0
-    wrong_first_error_agree: int = 0
-
-    def __add__(self, other: LabelTruth) -> LabelTruth:
-        return LabelTruth(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
-
-    def figures(self) -> dict[str, float | None]:
-        """Shares in [0, 1]; None where nothing was counted."""
-        pairs = {
-            "step_accuracy": (self.steps_agree, self.steps),
-            "first_error_accuracy": (self.first_error_agree, self.solutions),
-            "first_error_accuracy_wrong_solutions": (self.wrong_first_error_agree, self.wrong_solutions),
-        }
-        return {name: part / whole if whole else None for name, (part, whole) in pairs.items()}
-
-
-def compare_with_truth(record: StepLabels, truth: Sequence[bool]) -> LabelTruth:
-    """Counts of one record. `truth`: [S] is each step right, from `VerifiableTask.check`."""
-    true_error = next((index for index, right in enumerate(truth) if not right), NO_ERROR)
-    relevant = len(truth) if true_error == NO_ERROR else true_error + 1
-    labelled = [
-        (value > 0.0, right)
-        for value, right in zip(record.values[:relevant], truth[:relevant], strict=True)
-        if value is not None
-    ]
-    agree = int(first_error(record.values, correct=record.correct) == true_error)
-    wrong = int(not record.correct)
-    return LabelTruth(
-        steps=len(labelled),
-        steps_agree=sum(label == right for label, right in labelled),
-        solutions=1,
-        first_error_agree=agree,
-        wrong_solutions=wrong,
-        wrong_first_error_agree=agree * wrong,
-    )
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,116 +35,256 @@ class AnnotationRun:
     """How a run goes about its problems.
 
     Attributes:
-        params: of every problem.
+        method: a name in `prmkit.annotation.methods`.
+        params: of every problem; of the method's own class.
         policy: name of the policy, for the records.
-        in_flight: problems worked on at once, and the unit of resuming; at least 1.
-        truth: task that checks steps exactly; None where there is none.
+        in_flight: problems worked on at once; at least 1.
+        chunk: problems written at once, and the unit of resuming and sharing; at least 1.
     """
 
-    params: MathShepherdParams = field(default_factory=MathShepherdParams)
+    method: str
+    params: Any
     policy: str = ""
     in_flight: int = 100
-    truth: VerifiableTask | None = None
+    chunk: int = 50
 
     def __post_init__(self) -> None:
-        if self.in_flight < 1:
-            raise ConfigError("in_flight", self.in_flight, "an integer of at least 1")
+        for name in ("in_flight", "chunk"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, getattr(self, name), "an integer of at least 1")
+        if not isinstance(self.params, get_method(self.method).params):
+            raise ConfigError("params", type(self.params).__name__, get_method(self.method).params.__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Who labels and judges: the policy, and the grader of its answers."""
+
+    engine: Engine
+    grader: Grader
+
+
+Show = Callable[[AnnotationCounts, Usage], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Totals:
+    """What chunks add up to."""
+
+    counts: AnnotationCounts = field(default_factory=AnnotationCounts)
+    usage: Usage = field(default_factory=Usage)
+    failures: tuple[dict[str, str], ...] = ()
+    seconds: float = 0.0
+
+    def __add__(self, other: _Totals) -> _Totals:
+        return _Totals(
+            self.counts + other.counts,
+            self.usage + other.usage,
+            self.failures + other.failures,
+            self.seconds + other.seconds,
+        )
+
+    def to_state(self) -> dict[str, Any]:
+        return {
+            "seconds": round(self.seconds, 3),
+            "counts": asdict(self.counts),
+            "usage": {name: value for name, value in asdict(self.usage).items() if name != "seconds"},
+            "failures": list(self.failures),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> _Totals:
+        return cls(
+            AnnotationCounts(**state.get("counts", {})),
+            Usage(**state.get("usage", {})),
+            tuple(state.get("failures", ())),
+            float(state.get("seconds", 0.0)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A finished chunk: records and trees in problem order, and what they cost."""
+
+    records: list[dict[str, Any]]
+    trees: list[dict[str, Any]]
+    totals: _Totals
 
 
 def run_annotation(
     problems: Sequence[Problem],
-    engine: Engine,
-    grader: Grader,
+    workers: Workers,
     output: ChunkedOutput,
     run: AnnotationRun,
-    on_problem: Callable[[AnnotationCounts, Usage], None] | None = None,
+    on_problem: Show | None = None,
 ) -> dict[str, Any]:
-    """Annotate what the output does not hold yet; records are appended in problem order.
+    """Annotate what the output does not hold yet; records are appended in problem order, trees to its companion.
 
     A problem that fails alone is left out, counted, and named in the state with its error.
 
     Args:
         problems: all problems of the run, the same in every attempt.
-        engine, grader: the policy and the judge of answers.
+        workers: see Workers.
         output: where records go, and where a resumed run goes on.
         run: see AnnotationRun.
         on_problem: called with counts and usage so far whenever a problem is done.
 
     Returns:
-        The output's state: `seconds` over all attempts, `counts` (AnnotationCounts), `usage`, `failures`, and with a
-        verifiable task `truth` (shares) and `truth_counts` (LabelTruth).
+        The output's state: `seconds` over all attempts, `counts` (AnnotationCounts), `usage` and `failures`.
 
     Raises:
         DataError: every problem of the first chunk failed; the message carries the first failure.
     """
     if output.complete:
         return output.state
-    return asyncio.run(_Totals(output, run, on_problem).run(problems, engine, grader))
+    written = _Totals.from_state(output.state)
+
+    def write(_: int, chunk: _Chunk) -> None:
+        nonlocal written
+        written += chunk.totals
+        output.append(chunk.records, written.to_state(), beside=chunk.trees if output.companion is not None else ())
+
+    numbers = iter(range(output.chunks, -(-len(problems) // run.chunk)))
+    window = _Window(problems, workers, run, written, on_problem)
+    asyncio.run(window.run(lambda: next(numbers, None), lambda: True, write))
+    output.finish(written.to_state())
+    return output.state
 
 
-class _Totals:
-    """Running totals of a run, from the state of the output on."""
+def run_claimed(
+    problems: Sequence[Problem],
+    workers: Workers,
+    folder: ClaimFolder,
+    run: AnnotationRun,
+    on_problem: Show | None = None,
+) -> None:
+    """Annotate chunks that no other worker does, until all are done; returns when the last one is, whoever did it.
+
+    Args:
+        problems, workers, run, on_problem: as in `run_annotation`.
+        folder: shared by the workers; its number of chunks is that of the run.
+    """
+
+    def write(number: int, chunk: _Chunk) -> None:
+        files = {"records": encode_lines(chunk.records), "trees": encode_lines(chunk.trees)}
+        folder.finish(number, files, chunk.totals.to_state())
+
+    window = _Window(problems, workers, run, _Totals(), on_problem)
+    asyncio.run(window.run(folder.claim, lambda: folder.all_done, write))
+
+
+def gather_chunks(folder: ClaimFolder, output: ChunkedOutput) -> dict[str, Any]:
+    """Put the finished chunks of a shared run into one output, as a single worker would have written it.
+
+    `seconds` in the state are those of all workers together.
+    """
+    totals = _Totals.from_state(output.state)
+    for number in range(output.chunks, folder.chunks):
+        totals += _Totals.from_state(folder.state(number))
+        trees = _lines(folder, number, "trees") if output.companion is not None else []
+        output.append(_lines(folder, number, "records"), totals.to_state(), beside=trees)
+    if not output.complete:
+        output.finish(totals.to_state())
+    return output.state
+
+
+def _lines(folder: ClaimFolder, number: int, suffix: str) -> list[dict[str, Any]]:
+    where = f"{folder.folder}: chunk {number}, {suffix}"
+    return [parse_json_line(line, where) for line in folder.read(number, suffix).splitlines()]
+
+
+class _Window:
+    """Problems in work: those of one chunk, and of the next as soon as there is room."""
 
     def __init__(
-        self, output: ChunkedOutput, run: AnnotationRun, on_problem: Callable[[AnnotationCounts, Usage], None] | None
+        self, problems: Sequence[Problem], workers: Workers, run: AnnotationRun, before: _Totals, show: Show | None
     ) -> None:
-        self._output = output
+        self._problems = problems
+        self._workers = workers
         self._run = run
-        self._on_problem = on_problem or (lambda _, __: None)
-        self._counts = AnnotationCounts(**output.state.get("counts", {}))
-        self._truth = LabelTruth(**output.state.get("truth_counts", {}))
-        self._usage = Usage(**output.state.get("usage", {}))
-        self._failures: list[dict[str, str]] = list(output.state.get("failures", []))
-        self._before = float(output.state.get("seconds", 0.0))
-        self._start = time.monotonic()
+        self._shown = before
+        self._show = show or (lambda _, __: None)
+        self._annotate = get_method(run.method).annotate
+        self._room = asyncio.Semaphore(run.in_flight)
+        self._mark = time.monotonic()
 
-    async def run(self, problems: Sequence[Problem], engine: Engine, grader: Grader) -> dict[str, Any]:
-        size = self._run.in_flight
-        for first in range(self._output.chunks * size, len(problems), size):
-            chunk = problems[first : first + size]
-            results = await asyncio.gather(*(self._one(problem, engine, grader) for problem in chunk))
-            failures = [
-                {"problem_id": problem.id, "error": result}
-                for problem, result in zip(chunk, results, strict=True)
-                if isinstance(result, str)
-            ]
-            if first == 0 and len(failures) == len(chunk):
-                raise DataError(f"all of the first {len(chunk)} problems failed; {failures[0]}")
-            self._failures += failures
-            done = [(p, r) for p, r in zip(chunk, results, strict=True) if isinstance(r, ProblemLabels)]
-            self._check(done)
-            self._output.append([record.to_json() for _, r in done for record in r.records], self._state())
-        self._output.finish(self._state())
-        return self._output.state
+    async def run(
+        self, take: Callable[[], int | None], complete: Callable[[], bool], write: Callable[[int, _Chunk], None]
+    ) -> None:
+        """Work on chunks, and write each when it and all begun before it are done.
 
-    async def _one(self, problem: Problem, engine: Engine, grader: Grader) -> ProblemLabels | str:
-        """The problem's labels, or why it failed."""
-        budget = Budget()
-        result: ProblemLabels | str
+        Args:
+            take: the number of a chunk to begin; None when there is none at the moment.
+            complete: is there nothing left to wait for?
+            write: what to do with a finished chunk.
+        """
+        begun: deque[tuple[int, list[asyncio.Task[tuple[ProblemLabels | str, Usage]]]]] = deque()
+        ahead = 1 + -(-self._run.in_flight // self._run.chunk)
         try:
-            result = await annotate_problem(problem, engine, grader, self._run.params, self._run.policy, budget)
-            self._counts += result.counts
-        except _ISOLATED as error:
-            result = f"{type(error).__name__}: {error}"
-            self._counts += AnnotationCounts(problems=1, failed=1)
-        self._usage += replace(budget.spent, seconds=0.0)
-        self._on_problem(self._counts, self._usage)
-        return result
+            while True:
+                number = take() if len(begun) < ahead else None
+                if number is not None:
+                    begun.append((number, self._begin(number)))
+                elif begun:
+                    await self._end(*begun[0], write)
+                    begun.popleft()
+                elif complete():
+                    return
+                else:
+                    await asyncio.sleep(_POLL_SECONDS)  # others hold the rest; one of them may die
+        finally:
+            for _, tasks in begun:
+                for task in tasks:
+                    task.cancel()
 
-    def _check(self, done: Sequence[tuple[Problem, ProblemLabels]]) -> None:
-        if self._run.truth is None:
-            return
-        for problem, result in done:
-            for record in result.records:
-                self._truth += compare_with_truth(record, self._run.truth.check(problem, record.steps))
+    def _begin(self, number: int) -> list[asyncio.Task[tuple[ProblemLabels | str, Usage]]]:
+        size = self._run.chunk
+        return [asyncio.create_task(self._one(p)) for p in self._problems[number * size : (number + 1) * size]]
 
-    def _state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {
-            "seconds": round(self._before + time.monotonic() - self._start, 3),
-            "counts": asdict(self._counts),
-            "usage": {name: value for name, value in asdict(self._usage).items() if name != "seconds"},
-            "failures": self._failures,
-        }
-        if self._run.truth is not None:
-            state |= {"truth": self._truth.figures(), "truth_counts": asdict(self._truth)}
-        return state
+    async def _end(
+        self,
+        number: int,
+        tasks: Sequence[asyncio.Task[tuple[ProblemLabels | str, Usage]]],
+        write: Callable[[int, _Chunk], None],
+    ) -> None:
+        results = await asyncio.gather(*tasks)
+        problems = self._problems[number * self._run.chunk :][: len(tasks)]
+        failures = tuple(
+            {"problem_id": problem.id, "error": result}
+            for problem, (result, _) in zip(problems, results, strict=True)
+            if isinstance(result, str)
+        )
+        if number == 0 and len(failures) == len(tasks):
+            raise DataError(f"all of the first {len(tasks)} problems failed; {failures[0]}")
+        labels = [result for result, _ in results if isinstance(result, ProblemLabels)]
+        failed = AnnotationCounts(problems=len(failures), failed=len(failures))
+        counts = sum((result.counts for result in labels), failed)
+        usage = sum((spent for _, spent in results), Usage())
+        now = time.monotonic()
+        seconds, self._mark = now - self._mark, now
+        write(
+            number,
+            _Chunk(
+                [record.to_json() for result in labels for record in result.records],
+                [result.tree.to_json() for result in labels if result.tree is not None],
+                _Totals(counts, usage, failures, seconds),
+            ),
+        )
+
+    async def _one(self, problem: Problem) -> tuple[ProblemLabels | str, Usage]:
+        """The problem's labels, or why it failed; and what it cost."""
+        async with self._room:
+            budget = Budget()
+            result: ProblemLabels | str
+            try:
+                result = await self._annotate(
+                    problem, self._workers.engine, self._workers.grader, self._run.params, self._run.policy, budget
+                )
+                counts = result.counts
+            except _ISOLATED as error:
+                result = f"{type(error).__name__}: {error}"
+                counts = AnnotationCounts(problems=1, failed=1)
+            usage = replace(budget.spent, seconds=0.0)
+            self._shown += _Totals(counts, usage)
+            self._show(self._shown.counts, self._shown.usage)
+            return result, usage

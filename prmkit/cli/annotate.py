@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from prmkit.annotation.math_shepherd import AnnotationCounts, MathShepherdParams
+from prmkit.annotation.counts import AnnotationCounts
+from prmkit.annotation.methods import METHODS, get_method
 from prmkit.cli.loading import entered, fingerprint, load_engine, load_problems, resolve_model
-from prmkit.cli.options import EngineConfig, ProblemSource, build, make_parser
+from prmkit.cli.options import EngineConfig, ProblemSource, build, make_parser, peek, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
-from prmkit.types import SamplingParams, Usage, VerifiableTask
+from prmkit.errors import ConfigError
+from prmkit.types import Problem, SamplingParams, Task, Usage, VerifiableTask
 
-__all__ = ["SUMMARY", "AnnotateConfig", "run"]
+if TYPE_CHECKING:
+    from prmkit.annotation.runner import AnnotationRun
+    from prmkit.chunks import ChunkedOutput
 
-SUMMARY = "sample a policy and label its steps by Monte-Carlo rollouts"
+__all__ = ["SUMMARY", "AnnotateConfig", "parse_shard", "parser", "run", "shard_of"]
+
+SUMMARY = "sample a policy and label its steps by Monte-Carlo rollouts; convert label files"
 
 EXAMPLES = """
+methods (--method NAME --help lists the settings of each):
+{methods}
+
 examples:
   prm annotate --config configs/annotate/accumulator.yaml --policy runs/accumulator/sft/policy --output steps.jsonl
-  prm annotate --policy my-policy --output steps.jsonl --task gsm8k --data gsm8k/train.jsonl --limit 1000
-  prm annotate --config configs/annotate/accumulator.yaml --rollouts 16 --sampling.temperature 1.3 --print_config
+  prm annotate --method omegaprm --policy my-policy --output steps.jsonl --task gsm8k --data gsm8k/train.jsonl
+  prm annotate --method math_shepherd --help
+  prm annotate --config C --policy P --output part-2.jsonl --shard 2/8      the second eighth; concatenate the outputs
+  prm annotate --config C --policy P --output steps.jsonl --shared true     start as many as you like, on any machine
+  prm annotate --convert math-aps.jsonl --to prmkit --output steps.jsonl    see prm annotate --convert --help
 
-Writes one JSON line a labelled solution, and settings and counts to <output>.meta.json. A run that was killed goes on
-where it stopped when it is started again, and ends with the same lines. With a task whose steps can be checked exactly
-the labels are compared with the truth."""
+Writes one JSON line a labelled solution, the search trees beside them (<output>.trees.jsonl), settings and counts
+(<output>.meta.json) and a report (<output>.report.json). A run that was killed goes on where it stopped when it is
+started again, and ends with the same lines. With a task whose steps can be checked exactly the labels are compared with
+the truth."""
+
+_SHARD = re.compile(r"(\d+)/(\d+)")
 
 
 @dataclass(frozen=True)
@@ -35,95 +52,194 @@ class AnnotateConfig:
     Attributes:
         policy: model folder or hub name of the policy.
         output: the JSON-lines file to write.
+        method: omegaprm, math_shepherd or mips.
         policy_format: step format in place of the policy's own: a preset, a file or a folder.
         policy_name: the policy's name in the records; null takes `policy`.
-        in_flight: problems worked on at once, and the unit of resuming; at least 1.
+        in_flight: problems worked on at once; at least 1.
+        chunk: problems written at once, and the unit of resuming and sharing; at least 1.
+        shard: i/n, the i-th of n equal parts of the problems, from 1; null takes all.
+        shared: work on one output together with other processes that were started alike; they share the folder
+            <output>.parts, and the last one puts the output together.
         overwrite: begin anew, whatever the output holds.
     """
 
     policy: str
     output: str
+    method: str = "omegaprm"
     policy_format: str | None = None
     policy_name: str | None = None
     in_flight: int = 100
+    chunk: int = 50
+    shard: str | None = None
+    shared: bool = False
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        if self.shard is not None:
+            parse_shard(self.shard)
+        if self.shared and self.overwrite:
+            raise ConfigError("overwrite", True, "false with shared", f"Delete {self.output} and its .parts first.")
 
-def parser() -> Any:
-    """The command's parser."""
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n" with 1 <= i <= n. ConfigError otherwise."""
+    match = _SHARD.fullmatch(text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError("shard", text, "i/n with 1 <= i <= n, e.g. 2/8")
+    return int(match[1]), int(match[2])
+
+
+def shard_of(problems: list[Problem], shard: str | None) -> list[Problem]:
+    """A run of neighbours, so that the shards' outputs in their order are the whole output."""
+    if shard is None:
+        return problems
+    i, n = parse_shard(shard)
+    part = problems[(i - 1) * len(problems) // n : i * len(problems) // n]
+    if not part:
+        raise ConfigError("shard", shard, f"at most {len(problems)} parts, the number of problems")
+    return part
+
+
+def parser(method: str = "omegaprm") -> Any:
+    """The command's parser, for the settings of one method."""
     return make_parser(
         "prm annotate",
-        "prm annotate [--config FILE] --policy PATH --output FILE [--KEY VALUE ...]",
-        (AnnotateConfig, ProblemSource, MathShepherdParams),
+        "prm annotate [--config FILE] [--method NAME] --policy PATH --output FILE [--KEY VALUE ...]",
+        (AnnotateConfig, ProblemSource, get_method(method).params),
         {"sampling": SamplingParams, "engine": EngineConfig},
     )
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
-    parse = parser()
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES}")
-        return 0
+    if any(argument.partition("=")[0] == "--convert" for argument in argv):
+        from prmkit.cli.convert import run_convert
+
+        return run_convert(argv)
     arguments, _ = expand_configs(argv)
+    method = peek(arguments, "method", AnnotateConfig.method)
+    parse = parser(method)
+    if wants_help(argv):
+        methods = "\n".join(f"  {name:15}{entry.summary}" for name, entry in METHODS.items())
+        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES.format(methods=methods)}")
+        return 0
     with user_errors("prm annotate", parse):
         values = parse.instantiate(parse.parse_args(arguments))
         config, source = build(AnnotateConfig, values), build(ProblemSource, values)
-        params = build(MathShepherdParams, values)
-    state = _annotate(config, source, params, values["engine"])
-    _report(state, config.output)
-    return 0
-
-
-def _annotate(
-    config: AnnotateConfig, source: ProblemSource, params: MathShepherdParams, engine_config: EngineConfig
-) -> dict[str, Any]:
-    from prmkit.annotation.runner import AnnotationRun, run_annotation
-    from prmkit.chunks import ChunkedOutput
-    from prmkit.cli.progress import ProgressLine
-
+        params: Any = build(get_method(method).params, values)
     task, split, problems = load_problems(source, "train")
-    truth = task if isinstance(task, VerifiableTask) else None
+    problems = shard_of(problems, config.shard)
     folder, step_format = resolve_model(config.policy, config.policy_format, "policy")
-    name = config.policy_name or config.policy
-    annotation = AnnotationRun(params, policy=name, in_flight=config.in_flight, truth=truth)
     settings = {
-        "policy_name": name,
+        "policy_name": config.policy_name or config.policy,
         "policy": fingerprint(folder),
         "policy_format": step_format.to_dict(),
         **{**asdict(source), "split": split},
+        "method": method,
         **asdict(params),
-        "in_flight": config.in_flight,
-        "engine": {"dtype": engine_config.dtype},
+        "shard": config.shard,
+        "chunk": config.chunk,
+        "engine": {"dtype": values["engine"].dtype},
     }
+    from prmkit.annotation.runner import AnnotationRun
+
+    annotation = AnnotationRun(method, params, config.policy_name or config.policy, config.in_flight, config.chunk)
+    job = _Job(config, annotation, settings, task, problems)
+    state = _annotate(job, lambda: load_engine(folder, step_format, values["engine"]))
+    _report(job, state, getattr(params, "threshold", 0.0))
+    return 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be done, once it is known to be possible."""
+
+    config: AnnotateConfig
+    run: AnnotationRun
+    settings: dict[str, Any]
+    task: Task
+    problems: list[Problem]
+
+    @property
+    def chunks(self) -> int:
+        return -(-len(self.problems) // self.run.chunk)
+
+    def open(self, overwrite: bool = False) -> ChunkedOutput:
+        from prmkit.chunks import ChunkedOutput
+
+        path = Path(self.config.output)
+        trees = path.with_name(f"{path.name}.trees.jsonl") if self.run.method == "omegaprm" else None
+        return ChunkedOutput(path, self.settings, overwrite=overwrite, companion=trees)
+
+
+def _annotate(job: _Job, load: Any) -> dict[str, Any]:
+    from prmkit.annotation.runner import Workers, run_annotation
+    from prmkit.cli.progress import ProgressLine
+
+    if job.config.shared:
+        return _annotate_shared(job, load)
     with ExitStack() as stack:
-        output = stack.enter_context(ChunkedOutput(config.output, settings, overwrite=config.overwrite))
+        output = stack.enter_context(job.open(job.config.overwrite))
         if output.complete:
             return output.state
-        grader = entered(task.grader, stack)
-        engine = load_engine(folder, step_format, engine_config)
-        done = min(output.chunks * config.in_flight, len(problems))
-        progress = stack.enter_context(ProgressLine("annotate", len(problems), done))
+        workers = Workers(load(), entered(job.task.grader, stack))
+        done = min(output.chunks * job.run.chunk, len(job.problems))
+        progress = stack.enter_context(ProgressLine("annotate", len(job.problems), done))
+        return run_annotation(
+            job.problems, workers, output, job.run, lambda counts, usage: progress.advance(_so_far(counts, usage))
+        )
 
-        def show(counts: AnnotationCounts, usage: Usage) -> None:
-            progress.advance(
-                f"{counts.records} solutions labelled, {usage.generated_tokens:,} tokens, "
-                f"{usage.samples / max(counts.values, 1):.1f} samples a label"
+
+def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
+    """Take part in a run that several processes share, and put its output together if nobody has done so."""
+    from prmkit.annotation.runner import Workers, gather_chunks, run_claimed
+    from prmkit.claims import ClaimFolder
+    from prmkit.cli.progress import ProgressLine
+
+    with ExitStack() as stack:
+        claims = stack.enter_context(ClaimFolder(f"{job.config.output}.parts", job.settings, job.chunks))
+        if not claims.all_done:
+            workers = Workers(load(), entered(job.task.grader, stack))
+            progress = stack.enter_context(ProgressLine("annotate (this worker)", len(job.problems)))
+            run_claimed(
+                job.problems, workers, claims, job.run, lambda counts, usage: progress.advance(_so_far(counts, usage))
             )
+        stack.enter_context(claims.gathering())
+        return gather_chunks(claims, stack.enter_context(job.open()))
 
-        return run_annotation(problems, engine, grader, output, annotation, show)
 
-
-def _report(state: dict[str, Any], output: str) -> None:
-    counts = AnnotationCounts(**state["counts"])
-    print(
-        f"{output}: {counts.records} solutions of {counts.problems} problems, {counts.values} step labels; "
-        f"{counts.right / max(counts.solutions, 1):.3f} of {counts.solutions} samples right, {counts.cut_off} cut off; "
-        f"{state['usage']['generated_tokens']:,} tokens in {state['seconds']:.1f} s"
+def _so_far(counts: AnnotationCounts, usage: Usage) -> str:
+    sampled = counts.rollouts + counts.inherited
+    searched = counts.searches + counts.repeats
+    repeats = f", {counts.repeats / searched:.0%} of searches known before" if searched else ""
+    return (
+        f"{counts.records} solutions, {counts.labels} labels of {usage.samples / max(counts.labels, 1):.1f} samples, "
+        f"{counts.inherited / max(sampled, 1):.0%} of rollouts shared{repeats}, {usage.generated_tokens:,} tokens"
     )
-    for key, value in (state.get("truth") or {}).items():
-        if value is not None:
-            print(f"  against exact truth: {key.replace('_', ' ')} {value:.3f}")
+
+
+def _report(job: _Job, state: dict[str, Any], threshold: float) -> None:
+    from rich.console import Console
+
+    from prmkit.annotation import load_records
+    from prmkit.annotation.report import describe_labels
+    from prmkit.cli.annotation_tables import label_tables
+    from prmkit.io import write_json
+
+    output = job.config.output
+    truth = (job.task, {p.id: p for p in job.problems}) if isinstance(job.task, VerifiableTask) else None
+    records = load_records(output) if state["counts"]["records"] else iter(())
+    report = {**describe_labels(records, threshold, truth), **{f.name: state[f.name] for f in fields(_Spent)}}
+    write_json(f"{output}.report.json", report)
+    counts, usage = AnnotationCounts(**state["counts"]), Usage(**state["usage"])
+    console = Console(highlight=False)
+    print(
+        f"{output}: {counts.records} solutions of {counts.problems} problems, {counts.labels} labelled prefixes; "
+        f"{counts.right / max(counts.solutions, 1):.3f} of {counts.solutions} samples right, {counts.cut_off} cut off; "
+        f"{usage.generated_tokens:,} tokens in {state['seconds']:.1f} s"
+    )
+    for table in label_tables(report, counts, usage):
+        console.print(table)
     if state["failures"]:
         first = state["failures"][0]
         print(
@@ -131,3 +247,12 @@ def _report(state: dict[str, Any], output: str) -> None:
             f"{first['error']}",
             file=sys.stderr,
         )
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """What a report takes over from the state of an output."""
+
+    counts: dict[str, int]
+    usage: dict[str, int]
+    seconds: float

@@ -105,7 +105,7 @@ def stages(output: Path, config: str, seed: int) -> list[Stage]:
 def summarise(output: Path, seed: int, results: Sequence[StageResult]) -> dict[str, Any]:
     """Gather the stages' figures into `summary.json` and copy the picture beside it; returns the summary."""
     searched = read_json(output / "search" / "summary.json")
-    annotated = read_json(output / "annotate" / "annotations.jsonl.meta.json")
+    annotated = read_json(output / "annotate" / "annotations.jsonl.report.json")
     seconds = {result.name: round(result.seconds, 1) for result in results}
     tokens = {
         "sft": read_json(output / "sft" / "training.json")["tokens"],

@@ -6,13 +6,14 @@ for torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from prmkit.errors import ConfigError
 
-__all__ = ["EngineConfig", "ProblemSource", "ScorerConfig", "build", "make_parser"]
+__all__ = ["EngineConfig", "ProblemSource", "ScorerConfig", "build", "make_parser", "peek", "wants_help"]
 
 T = TypeVar("T")
 
@@ -94,6 +95,34 @@ def make_parser(command: str, usage: str, flat: Iterable[type], groups: Mapping[
     for name, kind in groups.items():
         parser.add_class_arguments(kind, name)
     return parser
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    """Does a command line ask for help?"""
+    return any(argument in ("-h", "--help") for argument in argv)
+
+
+def peek(arguments: Sequence[str], name: str, default: str) -> str:
+    """A setting before there is a parser that knows the others: the last of `--NAME VALUE` and the config files' own.
+
+    Args:
+        arguments: with the files of `--config` found, as `expand_configs` gives them.
+        name: e.g. "method", which decides what other settings there are.
+        default: when it is set nowhere.
+    """
+    import yaml
+
+    found = default
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", f"--{name}"):
+            continue
+        value = value if equals else next(rest, "")
+        if flag == "--config":
+            value = yaml.safe_load(Path(value).read_text(encoding="utf-8")).get(name, found)
+        found = str(value)
+    return found
 
 
 def build(kind: type[T], values: Any) -> T:

@@ -15,7 +15,7 @@ usual order. For `((-1 + 2 + 2 * 9 * 5) * (-2 + -4 + -4 * -7)) =`, which is 91 *
     e=81*5=04,90         * 5: a product of several digits is worked out first, digit by digit, ones first, each with its
     e=+1+09              carry: 8*5 = 40, 1*5 + 4 = 09
     A=+19                the left side: 1 + 90
-    f=-2
+    f=*-2                the right side begins; * stands between the sides
     g=-2-4
     h=-6-4
     i=-6+82
@@ -48,7 +48,7 @@ _SIDE = r"-?\d(?: [+\-*] -?\d)+"
 _QUESTION = re.compile(rf"\(\(({_SIDE})\) ([+\-*]) \(({_SIDE})\)\) =")
 _OPERAND = re.compile(r"(?: ([+\-*]) )?(-?)(\d)")
 
-_TERMS = re.compile(r"([a-zABCD])=([+-]\d+)(?:([+-]\d+)|\*(-?\d+))?")
+_TERMS = re.compile(r"([a-zABCD])=([+\-*](?=[+-]\d+\Z))?([+-]\d+)(?:([+-]\d+)|\*(-?\d+))?")
 _PRODUCT = re.compile(r"([a-zC])=(\d+)\*(0*\d)=((?:0,)*)(\d\d(?:,\d\d)*)")
 _SUM = re.compile(r"C=\d+\+\d+=(\d+)")
 
@@ -94,12 +94,14 @@ class Expression(NamedTuple):
 
 
 class _Terms(NamedTuple):
-    """A line of terms: what is summed up so far (None at first), the current product, and in line C its factor."""
+    """A line of terms: what is summed up so far (None at first), the current product, in line C its factor, and in the
+    first line of the right side the operator between the sides."""
 
     label: str
     summed: Number | None
     product: Number
     factor: Number | None = None
+    outer: str | None = None
 
 
 class _Product(NamedTuple):
@@ -170,9 +172,9 @@ def _parse_terms(line: str) -> _Terms | None:
     match = _TERMS.fullmatch(line)
     if match is None:
         return None
-    label, first, second, factor = match.groups()
+    label, outer, first, second, factor = match.groups()
     if second is None:
-        return _Terms(label, None, _number(first), _number(factor) if factor else None)
+        return _Terms(label, None, _number(first), _number(factor) if factor else None, outer)
     return _Terms(label, _number(first), _number(second))
 
 
@@ -225,7 +227,7 @@ def next_line(expression: Expression, lines: Sequence[str]) -> str | None:
 
 
 def _after_terms(expression: Expression, lines: Sequence[str], terms: _Terms) -> str | None:
-    label, summed, product, factor = terms
+    label, summed, product, factor, _ = terms
     total = product if summed is None else summed.plus(product)
     if label == "D":
         return f"={product.value}" if summed is None else None
@@ -236,7 +238,7 @@ def _after_terms(expression: Expression, lines: Sequence[str], terms: _Terms) ->
     if label in "AB":
         if summed is not None:
             return None
-        return _start_of_right(expression) if label == "A" else _combination(expression.operator, lines, product)
+        return _start_of_right(expression) if label == "A" else _combination(lines, product)
     following = _LETTERS.index(label) + 1
     if following > len(expression.operands):
         return None
@@ -252,13 +254,15 @@ def _after_terms(expression: Expression, lines: Sequence[str], terms: _Terms) ->
 
 
 def _start_of_right(expression: Expression) -> str:
-    return _terms_line(_LETTERS[expression.left], None, expression.operands[expression.left].number)
+    return f"{_LETTERS[expression.left]}={expression.operator}{expression.operands[expression.left].number.text}"
 
 
-def _combination(operator: str, lines: Sequence[str], right: Number) -> str | None:
-    """The line `C=` of A o B, from the line of A as written and the value of B."""
-    left = next((terms for line in lines if line[:2] == "A=" and (terms := _parse_terms(line)) is not None), None)
-    if left is None or left.summed is not None or left.factor is not None:
+def _combination(lines: Sequence[str], right: Number) -> str | None:
+    """The line `C=` of A o B, from the lines of A and of the operator as written and the value of B."""
+    written = [terms for line in lines if (terms := _parse_terms(line)) is not None]
+    left = next((terms for terms in written if terms.label == "A"), None)
+    operator = next((terms.outer for terms in written if terms.outer is not None), None)
+    if left is None or left.summed is not None or left.factor is not None or operator is None:
         return None
     if operator == "*":
         return f"C={left.product.text}*{'-' if right.negative else ''}{_reversed(right.magnitude)}"

@@ -8,23 +8,31 @@ import pytest
 
 from prmkit.annotation.formats import load_records
 from prmkit.annotation.math_shepherd import MathShepherdParams
+from prmkit.annotation.methods import METHODS
 from prmkit.cli import main
-from prmkit.cli.annotate import parser
-from prmkit.cli.options import build
+from prmkit.cli.annotate import parse_shard, parser
+from prmkit.cli.options import build, peek
+from prmkit.errors import ConfigError
+from prmkit.io import read_jsonl
 from prmkit.resources import find_config, shipped_configs
 
 OPTIONS = [
     *("--task", "accumulator", "--task_options", "{min_ops: 2, max_ops: 2, hard_share: 0.0}", "--limit", "8"),
-    *("--solutions_per_problem", "6", "--rollouts", "3", "--sampling.max_tokens", "24", "--in_flight", "3"),
-    *("--engine.device", "cpu"),
+    *("--rollouts", "3", "--sampling.max_tokens", "24", "--in_flight", "3", "--chunk", "3", "--engine.device", "cpu"),
 ]
+SHEPHERD = ["--method", "math_shepherd", "--solutions_per_problem", "6"]
+OMEGA = ["--method", "omegaprm", "--filter_rollouts", "6"]
 
 
 @pytest.fixture
 def annotate(memorised_policy, tmp_path):
     def run(*extra):
         return main(
-            ["annotate", "--policy", str(memorised_policy), "--output", str(tmp_path / "x.jsonl"), *OPTIONS, *extra]
+            [
+                *("annotate", "--policy", str(memorised_policy), "--output", str(tmp_path / "x.jsonl")),
+                *(OPTIONS if "omegaprm" in extra else OPTIONS + SHEPHERD),
+                *extra,
+            ]
         )
 
     return run
@@ -44,8 +52,47 @@ def test_labels_and_counts(annotate, tmp_path, capsys):
     assert {record.separator for record in records} == {"\n"}
     assert all(record.problem_id.startswith("accumulator/train/") for record in records)
     output = capsys.readouterr()
-    assert "against exact truth: step accuracy" in output.out
+    assert "step accuracy" in output.out
     assert "annotate: 8/8" in output.err
+    report = json.loads((tmp_path / "x.jsonl.report.json").read_text())
+    assert report["counts"] == meta["counts"]
+    assert sum(report["values"]) == meta["counts"]["values"]
+    assert 0.0 <= report["truth"]["step_accuracy"] <= 1.0
+
+
+def test_omegaprm_is_the_default_and_leaves_its_trees(annotate, tmp_path, capsys):
+    assert annotate(*OMEGA) == 0
+    records = list(load_records(tmp_path / "x.jsonl")) if (tmp_path / "x.jsonl").stat().st_size else []
+    trees = list(read_jsonl(tmp_path / "x.jsonl.trees.jsonl"))
+    assert [tree["problem_id"] for tree in trees] == [f"accumulator/train/{i}" for i in range(8)]
+    assert {record.source for record in records} <= {"omegaprm"}
+    searched = sum(len(tree["solutions"]) for tree in trees)
+    assert json.loads((tmp_path / "x.jsonl.meta.json").read_text())["counts"]["searches"] == searched
+    assert "samples a labelled prefix" in capsys.readouterr().out
+    assert peek([], "method", parser().get_defaults()["method"]) == "omegaprm"
+
+
+def test_shards_in_their_order_and_shared_work_are_the_whole(annotate, tmp_path):
+    annotate(*OMEGA)
+    whole = [(tmp_path / name).read_bytes() for name in ("x.jsonl", "x.jsonl.trees.jsonl")]
+    parts = [tmp_path / f"part-{i}.jsonl" for i in (1, 2, 3)]
+    for i, part in enumerate(parts, start=1):
+        assert annotate(*OMEGA, "--shard", f"{i}/3", "--output", str(part)) == 0
+    joined = [
+        b"".join((part.with_name(part.name + end)).read_bytes() for part in parts) for end in ("", ".trees.jsonl")
+    ]
+    assert joined == whole
+    for _ in range(2):  # the second finds everything done
+        assert annotate(*OMEGA, "--shared", "true", "--output", str(tmp_path / "shared.jsonl")) == 0
+        assert (tmp_path / "shared.jsonl").read_bytes() == whole[0]
+        assert (tmp_path / "shared.jsonl.trees.jsonl").read_bytes() == whole[1]
+
+
+def test_shards_by_hand():
+    assert parse_shard("2/8") == (2, 8)
+    for text in ("0/2", "3/2", "1", "a/b", "1/2/3"):
+        with pytest.raises(ConfigError, match="shard: got"):
+            parse_shard(text)
 
 
 def test_again_is_nothing_and_other_settings_are_refused(annotate, tmp_path, capsys):
@@ -87,6 +134,10 @@ def test_retrained_policy_is_noticed(annotate, memorised_policy, tmp_path, capsy
         (["--limit", "0"], "limit: got 0"),
         (["--task", "acumulator"], "task.name: got 'acumulator'"),
         (["--config", "absent.yaml"], "--config absent.yaml: no such file"),
+        (["--method", "magic"], "method: got 'magic'; accepted: omegaprm | math_shepherd | mips"),
+        (["--shard", "9/8"], "shard: got '9/8'"),
+        (["--shard", "1/9"], "shard: got '1/9'; accepted: at most 8 parts"),
+        (["--shared", "true", "--overwrite", "true"], "overwrite: got True; accepted: false with shared"),
         (["--engine.device", "tpu9"], "engine.device: got 'tpu9'"),
     ],
 )
@@ -99,8 +150,11 @@ def test_mistakes_end_in_one_line(annotate, capsys, extra, message):
 
 @pytest.mark.parametrize("name", shipped_configs("annotate"))
 def test_shipped_configs(name):
-    values = parser().parse_args(["--policy", "p", "--output", "o", "--config", str(find_config(name))])
-    assert build(MathShepherdParams, parser().instantiate(values)).rollouts >= 1
+    arguments = ["--policy", "p", "--output", "o", "--config", str(find_config(name))]
+    method = peek(arguments, "method", "omegaprm")
+    values = parser(method).instantiate(parser(method).parse_args(arguments))
+    assert values["method"] == method
+    assert build(METHODS[method].params, values).rollouts >= 1
 
 
 @pytest.mark.parametrize("command", ["annotate", "search"])
@@ -122,7 +176,9 @@ def test_help_names_every_setting_without_torch(command):
 
 
 def test_print_config_can_be_given_back(capsys, tmp_path):
-    assert main(["annotate", "--policy", "p", "--output", "o", "--rollouts", "5", "--print_config"]) == 0
+    assert main(["annotate", *SHEPHERD, "--policy", "p", "--output", "o", "--rollouts", "5", "--print_config"]) == 0
     (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
-    values = parser().instantiate(parser().parse_args(["--config", str(tmp_path / "c.yaml")]))
-    assert build(MathShepherdParams, values) == MathShepherdParams(rollouts=5)
+    arguments = ["--config", str(tmp_path / "c.yaml")]
+    assert peek(arguments, "method", "omegaprm") == "math_shepherd"
+    values = parser("math_shepherd").instantiate(parser("math_shepherd").parse_args(arguments))
+    assert build(MathShepherdParams, values) == MathShepherdParams(solutions_per_problem=6, rollouts=5)

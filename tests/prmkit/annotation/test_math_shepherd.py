@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
-from prmkit.annotation.math_shepherd import AnnotationCounts, MathShepherdParams, annotate_problem
+from prmkit.annotation import mips
+from prmkit.annotation.counts import AnnotationCounts
+from prmkit.annotation.math_shepherd import MathShepherdParams, annotate_problem
 from prmkit.errors import ConfigError
 from prmkit.search.budget import Budget
 from prmkit.types import SamplingParams
@@ -116,6 +118,19 @@ def test_cut_off_and_empty_solutions_are_not_labelled(annotate):
     assert (result.records, result.counts.cut_off) == ((), 5)
     nothing, _, _ = annotate(tree={}, solutions_per_problem=5)
     assert (nothing.records, nothing.counts.cut_off, nothing.counts.solved) == ((), 0, 0)
+
+
+def test_mips_estimates_right_and_wrong_solutions_alike(tree_policy, last_step_grader, coin_problem):
+    policy = tree_policy(lambda steps: TREE.get(steps, {}))
+    params = mips.MiPSParams(solutions_per_problem=64, rollouts=64)
+    result = asyncio.run(mips.annotate_problem(coin_problem, policy, last_step_grader, params, "tree", Budget()))
+    values = {record.steps: record.values for record in result.records}
+    assert len(values) == 6
+    assert values["a", "c", "=1"][:2] == values["a", "c", "=2"][:2] == pytest.approx((0.25, 0.5), abs=0.2)
+    assert (values["a", "c", "=1"][2], values["a", "c", "=2"][2]) == (1.0, 0.0)
+    assert {record.source for record in result.records} == {"mips"}
+    with pytest.raises(ConfigError, match=r"annotate\.rollouts: got 0"):
+        mips.MiPSParams(rollouts=0)
 
 
 def test_bad_parameters_are_refused():

@@ -21,7 +21,7 @@ d=+1+81
 e=81*5=04,90
 e=+1+09
 A=+19
-f=-2
+f=*-2
 g=-2-4
 h=-6-4
 i=-6+82
@@ -99,7 +99,8 @@ def test_every_line_against_python(split):
             words = side.split(" ")
             values |= {letter: eval(" ".join(words[: 2 * i + 1])) for i, letter in enumerate(letters)}
         lines = problem.solution.split("\n")
-        for line in lines:
+        assert [line[2] for line in lines if re.match(r"e=[-+*][-+]", line)] == [operator]
+        for line in (re.sub(r"^e=[-+*](?=[-+])", "e=", line) for line in lines):
             working = line.count("=") == 2
             label, value = python_value(line)
             assert working or value == values[label]
@@ -128,11 +129,14 @@ def test_carries_are_those_of_written_multiplication():
         (["d=-0-0"], "A=-0"),
         (["d=-99-1"], "A=-001"),  # -99 - 1
         (["d=+001-99"], "A=+1"),
-        (["A=+5"], "e=+4"),
+        (["A=+5"], "e=-+4"),
+        (["e=-+4"], "f=+63"),  # 4 * 9
         (["e=+21"], "f=21*9=81,01"),  # 12 * 9: 8 and carry 1; 9 + 1 is 0 and carry 1
-        (["A=+5", "B=-7"], "C=+5+7"),
+        (["A=+5", "e=--4", "B=-7"], "C=+5+7"),
+        (["A=+5", "e=*-4", "B=-7"], "C=+5*-7"),  # the operator as written
+        (["A=+5", "B=-7"], None),  # no operator
         (["B=-7"], None),  # no left side to combine with
-        (["A=+5-1", "B=-7"], None),  # a left side not worked out
+        (["A=+5-1", "e=-+4", "B=-7"], None),  # a left side not worked out
         (["D=-21"], "=-12"),
         (["D=-0"], "=0"),
         (["=-12"], None),
