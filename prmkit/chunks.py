@@ -77,8 +77,12 @@ class ChunkedOutput:
         meta = read_json(meta_path(self.path)) if known else {}
         if known:
             self._check(meta)
-        elif not overwrite and self.path.exists() and self.path.stat().st_size > 0:
-            raise DataError(f"{self.path}: exists without {meta_path(self.path).name}; give another path or overwrite")
+        elif not overwrite:
+            for file in (self.path, *([] if self.companion is None else [self.companion])):
+                if file.exists() and file.stat().st_size > 0:
+                    raise DataError(
+                        f"{file}: exists without {meta_path(self.path).name}; give another path or overwrite"
+                    )
         progress = meta.get("progress", {})
         self.chunks = int(progress.get("chunks", 0))
         self.lines = int(progress.get("lines", 0))
@@ -135,9 +139,10 @@ class ChunkedOutput:
         """
         if beside and self._beside is None:
             raise ValueError("records for a companion file, but the output has none")
-        self._bytes += _write(self._file, encode_lines(records))
+        data, data_beside = encode_lines(records), encode_lines(beside)  # a ValueError comes before anything is written
+        self._bytes += _write(self._file, data)
         if self._beside is not None:
-            self._companion_bytes += _write(self._beside, encode_lines(beside))
+            self._companion_bytes += _write(self._beside, data_beside)
         self.chunks += 1
         self.lines += len(records)
         self._save(state)

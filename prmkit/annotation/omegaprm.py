@@ -378,13 +378,10 @@ class _Search:
         return SearchTree(self._problem.id, self._problem.question, self._problem.answer, states, solutions)
 
     def _counts(self, root: Sequence[Rollout], records: Sequence[StepLabels]) -> AnnotationCounts:
-        labelled = {
-            ids
-            for candidate, first_error in self._searched
-            if first_error is not None
-            for end, ids in self._prefixes(candidate)
-            if end <= first_error + 1
-        }
+        labelled: set[tuple[int, ...]] = set()
+        for candidate, _ in self._searched:
+            low, high = self._bracket(candidate)
+            labelled.update(ids for end, ids in self._prefixes(candidate) if end <= low or end == high)
         return AnnotationCounts(
             problems=1,
             solved=int(any(rollout.right for rollout in root)),

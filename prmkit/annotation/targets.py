@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Literal, get_args
 
 from prmkit.annotation.records import StepLabels
 from prmkit.errors import ConfigError
 
-__all__ = ["NO_ERROR", "UNKNOWN_ERROR", "TargetKind", "first_error", "step_pairs", "step_targets"]
+__all__ = [
+    "NO_ERROR",
+    "UNKNOWN_ERROR",
+    "TargetKind",
+    "confidence_interval",
+    "first_error",
+    "step_intervals",
+    "step_pairs",
+    "step_targets",
+    "step_verdicts",
+]
 
 TargetKind = Literal["hard", "soft"]
 
@@ -41,6 +53,20 @@ def first_error(values: Sequence[float | None], threshold: float = 0.0, correct:
     return NO_ERROR if whole or correct is True else UNKNOWN_ERROR
 
 
+def step_verdicts(values: Sequence[float | None], threshold: float = 0.0) -> tuple[bool | None, ...]:
+    """[S] is each step labelled right? None where the labels do not say.
+
+    A step is right when its value is above `threshold`. A step without a value is right when a later one is: what was
+    found from there, was reached through it. A binary search for the first error leaves such steps.
+    """
+    verdicts: list[bool | None] = []
+    vouched = False
+    for value in reversed(values):
+        vouched = vouched or (value is not None and value > threshold)
+        verdicts.append((True if vouched else None) if value is None else value > threshold)
+    return tuple(reversed(verdicts))
+
+
 def step_targets(
     record: StepLabels,
     kind: TargetKind = "hard",
@@ -52,13 +78,14 @@ def step_targets(
     Args:
         record: the labels.
         kind: "hard": 1.0 when value > threshold, else 0.0 (Math-Shepherd's hard estimation, arXiv 2312.08935
-            equation 3, with threshold 0: any rollout right). "soft": the value itself (equation 4).
+            equation 3, with threshold 0: any rollout right); a step without a value is right when a later one is,
+            see `step_verdicts`. "soft": the value itself (equation 4).
         mask_after_first_error: train on steps up to and including the first with value <= threshold only. What
             follows an error is neither right nor wrong in a useful sense.
         threshold: in [0, 1).
 
     Returns:
-        [S] targets in [0, 1], None where a step is not trained on (masked, or without a value).
+        [S] targets in [0, 1], None where a step is not trained on (masked, or without a label).
 
     Raises:
         ConfigError: unknown kind, or threshold out of range.
@@ -69,12 +96,12 @@ def step_targets(
         raise ConfigError("targets.threshold", threshold, "a number in [0, 1)")
     targets: list[float | None] = []
     masked = False
-    for value in record.values:
-        if value is None or masked:
+    for value, right in zip(record.values, step_verdicts(record.values, threshold), strict=True):
+        if masked or right is None:
             targets.append(None)
             continue
-        right = value > threshold
-        targets.append(float(value) if kind == "soft" else float(right))
+        soft = None if value is None else float(value)
+        targets.append(soft if kind == "soft" else float(right))
         masked = mask_after_first_error and not right
     return tuple(targets)
 
@@ -86,3 +113,45 @@ def step_pairs(targets: Sequence[float | None]) -> tuple[tuple[int, int], ...]:
     """
     labelled = [(index, target) for index, target in enumerate(targets) if target is not None]
     return tuple((i, j) for i, better in labelled for j, worse in labelled if better > worse)
+
+
+def confidence_interval(value: float, rollouts: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval for the probability that a rollout ends right, of which `rollouts` rollouts gave the share `value`.
+
+    Wilson's score interval (E. B. Wilson, JASA 22, 1927): the probabilities p from which `value` lies at most z
+    standard errors away, |value - p| <= z sqrt(p (1 - p) / n), z being the normal quantile of (1 + level) / 2. Unlike
+    value -+ z standard errors it is right for few rollouts and for shares of 0 and 1, which Monte-Carlo values are
+    full of.
+
+    Args:
+        value: share of right rollouts, in [0, 1].
+        rollouts: n; 0 says nothing and gives (0.0, 1.0).
+        level: how often the interval holds the true probability, in (0, 1).
+
+    Returns:
+        (low, high) in [0, 1], with low <= value <= high.
+
+    Raises:
+        ConfigError: an argument out of range.
+    """
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError("confidence_interval.value", value, "a number in [0, 1]")
+    if rollouts < 0:
+        raise ConfigError("confidence_interval.rollouts", rollouts, "an integer of at least 0")
+    if not 0.0 < level < 1.0:
+        raise ConfigError("confidence_interval.level", level, "a number in (0, 1)")
+    if rollouts == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1.0 + level) / 2.0)
+    share = z * z / rollouts
+    middle = (value + share / 2.0) / (1.0 + share)
+    half = z * math.sqrt(value * (1.0 - value) / rollouts + share / (4.0 * rollouts)) / (1.0 + share)
+    return min(max(middle - half, 0.0), value), max(min(middle + half, 1.0), value)
+
+
+def step_intervals(record: StepLabels, level: float = 0.95) -> tuple[tuple[float, float] | None, ...]:
+    """[S] `confidence_interval` of each step's value; None where there is no value."""
+    return tuple(
+        None if value is None else confidence_interval(value, rollouts, level)
+        for value, rollouts in zip(record.values, record.rollouts, strict=True)
+    )

@@ -77,6 +77,29 @@ def test_two_writers_are_refused(tmp_path):
     write(tmp_path / "x.jsonl")
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"half'])
+def test_a_companion_grows_and_is_cut_with_the_chunks(tmp_path, torn):
+    path, beside = tmp_path / "x.jsonl", tmp_path / "y.jsonl"
+
+    def write_both(upto):
+        with ChunkedOutput(path, SETTINGS, companion=beside) as output:
+            for chunk in range(output.chunks, upto):
+                output.append(lines(chunk), {}, beside=[{"tree": chunk}])
+
+    write_both(3)
+    with beside.open("ab") as file:
+        file.write(torn)
+    write_both(4)
+    assert [json.loads(line) for line in beside.read_text().splitlines()] == [{"tree": chunk} for chunk in range(4)]
+    with (
+        ChunkedOutput(tmp_path / "z.jsonl", SETTINGS) as output,
+        pytest.raises(ValueError, match="companion"),
+    ):
+        output.append([], {}, beside=[{"tree": 0}])
+    with pytest.raises(DataError, match=r"y\.jsonl: exists without w\.jsonl\.meta\.json"):
+        ChunkedOutput(tmp_path / "w.jsonl", SETTINGS, companion=beside)
+
+
 def test_nan_is_refused_and_nothing_is_written(tmp_path):
     with ChunkedOutput(tmp_path / "x.jsonl", SETTINGS) as output:
         with pytest.raises(ValueError, match="JSON"):
