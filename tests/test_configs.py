@@ -1,9 +1,11 @@
 """Every shipped config is instantiated, with tiny folders in place of the models that a user would download."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from prmkit.cli import main
@@ -155,3 +157,72 @@ def test_data_files_that_are_missing_empty_or_malformed(policies, tmp_path, monk
         assert main([*command, file]) == 2
         assert message in last_error(capsys)
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.ckpt"))
+
+
+# -- the PRM of the OpenR paper ---------------------------------------------------------------------------------------
+
+MATH_PSA = "configs/prm/math_psa.yaml"
+
+
+def test_math_psa_says_what_the_paper_says():
+    config = yaml.safe_load((config_root() / "prm" / "math_psa.yaml").read_text())
+    trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
+    assert data["batch"]["rows"] * trainer["accumulate_grad_batches"] * trainer["devices"] == 256
+    assert (trainer["max_epochs"], trainer["precision"]) == (3, "bf16-mixed")
+    assert model["source"]["path"] == "Qwen/Qwen2.5-Math-7B-Instruct"
+    assert model["source"]["lora"]["r"] == 8
+    assert model["source"]["lora"]["target_modules"] == ["q_proj", "v_proj"]
+    assert (model["optimizer"]["lr"], model["step_format"]) == (1e-4, "math-psa")
+    sources = {source["name"]: source for source in data["train"]}
+    assert set(sources) == {"trl-lib/prm800k", "peiyi9979/Math-Shepherd", "mengfang/MATH-APS"}
+    assert all(source["kind"] == "hub" and source["streaming"] and source["weight"] > 0 for source in sources.values())
+
+
+@pytest.fixture
+def fit_math_psa(policies, data_dir, tmp_path, monkeypatch):
+    """Runs the file as it is, with a tiny Qwen2, the sample files and a small batch put in by overrides."""
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "model.source.path": policies["math-psa"],
+        "model.source.lora.dropout": 0,  # its random state would not be the same after a stop
+        "model.optimizer.schedule": "constant",
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "trainer.accumulate_grad_batches": 2,
+        "trainer.val_check_interval": 1.0,
+        "trainer.callbacks.0.every_n_train_steps": 1,
+        "data.epoch_rows": 24,
+        "data.max_length": 512,
+        "data.workers.num_workers": 0,
+        "data.val.0.name": "json",
+        "data.val.0.path": data_dir / "formats" / "math-shepherd.jsonl",
+        "data.val.0.split": "train",
+        "data.val.0.count": 7,
+    }
+    for number, sample in enumerate(("prm800k", "math-shepherd", "math-aps")):
+        settings[f"data.train.{number}.name"] = "json"
+        settings[f"data.train.{number}.path"] = data_dir / "formats" / f"{sample}.jsonl"
+        settings[f"data.train.{number}.weight"] = 1
+
+    def fit(root: str, **more: object) -> dict:
+        overrides = {**settings, "trainer.default_root_dir": root, **{k.replace("__", "."): v for k, v in more.items()}}
+        arguments = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
+        assert main(["fit", "--config", MATH_PSA, *arguments]) == 0
+        return json.loads((tmp_path / root / "training.json").read_text())
+
+    return fit
+
+
+def test_math_psa_trains_in_epochs_and_goes_on_in_the_middle_of_one(fit_math_psa, tmp_path):
+    from safetensors.torch import load_file
+
+    summary = fit_math_psa("whole", trainer__callbacks__0__save_top_k=-1)
+    assert summary["steps"] == 9  # 3 epochs of 24 rows, 4 x 2 rows a step
+    assert summary["metrics"]["val/first_error_f1"] is None  # the sample has no solution that is right
+    (middle,) = (tmp_path / "whole" / "checkpoints").glob("*step=5.ckpt")
+    assert fit_math_psa("resumed", ckpt_path=middle)["steps"] == 9
+    one, other = (load_file(tmp_path / root / "model" / "model.safetensors") for root in ("whole", "resumed"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)

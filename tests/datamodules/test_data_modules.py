@@ -189,7 +189,7 @@ def test_schedules_of_accumulation_are_refused(bound):
         (lambda: SFTDataModule([task(3, weight=1.0)], epoch_rows=0), r"epoch_rows: got 0"),
         (
             lambda: SFTDataModule([SourceConfig(kind="hub", name="json", path="x", streaming=True), task(3)]),
-            r"data\.train: got \['json/train', 'accumulator/train'\]; accepted: one source, when it is a stream",
+            r"data\.train\.streaming: got \[True, False\]; accepted: the same for every source",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from datamodules.encoding import SFTCodec
 from datamodules.loader import TrainLoader, WorkerConfig
 from datamodules.readers import demonstration_parser, record_parser
 from datamodules.sources import SourceConfig
-from datamodules.streams import StreamPlan, as_fetched
+from datamodules.streams import as_fetched, open_streams
 from prmkit.errors import ConfigError, DataError
 
 N = 53
@@ -31,7 +31,7 @@ def config(write_jsonl, tmp_path, monkeypatch):
 
 def plan(config, rows=2, seed=0, rank=0, world=1, accumulate=1, drop_last=True):
     batch = BatchConfig(rows=rows, drop_last=drop_last)
-    return StreamPlan(config, demonstration_parser(config), batch, Shards(rank, world, accumulate), seed)
+    return open_streams([config], demonstration_parser, batch, Shards(rank, world, accumulate), seed)
 
 
 def ids(batches):
@@ -76,7 +76,7 @@ def test_after_a_stop_the_rest_is_that_of_an_undisturbed_run(config, bound, work
         list(itertools.islice(itertools.chain.from_iterable(first for _ in range(2)), stop))
         state = json.loads(json.dumps(first.state_dict()))
         if stop % length >= 5 * accumulate:
-            assert state["plan"]["mark"]["block"] > 0  # not read again from the start
+            assert state["plan"]["marks"][0]["block"] > 0  # not read again from the start
         for rank in range(world):
             second = loader(rank)
             second.load_state_dict(state)
@@ -87,20 +87,20 @@ def test_refusals(config, write_jsonl, tmp_path):
     with pytest.raises(ConfigError, match=r"source\.count: got None; accepted: a number of rows"):
         plan(config(count=None))
     with pytest.raises(ConfigError, match=r"batch\.max_tokens: got 64; accepted: null with a stream"):
-        StreamPlan(config(), demonstration_parser(config()), BatchConfig(max_tokens=64), Shards(), 0)
+        open_streams([config()], demonstration_parser, BatchConfig(max_tokens=64), Shards(), 0)
     with pytest.raises(DataError, match=r"json/train: the stream ended after 53 rows; source\.count .* says 60"):
         ids(plan(config(count=60), drop_last=False).batches(0))
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
         plan(config(path="none.jsonl"))
 
 
-def test_lines_with_several_records_are_refused(config, write_jsonl):
+def test_lines_with_several_records_are_refused_where_the_length_must_be_known(config, write_jsonl):
     rated = [{"text": text, "rating": 1} for text in "ab"]
     row = {
         "question": {"problem": "q", "ground_truth_answer": "1"},
         "label": {"steps": [{"completions": rated, "human_completion": None, "chosen_completion": 0}]},
     }
     several = config(path=write_jsonl([row] * 4, "prm800k.json"), count=4)
-    made = StreamPlan(several, record_parser(several), BatchConfig(rows=2), Shards(), 0)
-    with pytest.raises(DataError, match=r"json/train:0: holds 2 labelled solutions.*source\.streaming to false"):
+    made = open_streams([several], record_parser, BatchConfig(rows=2), Shards(), 0)
+    with pytest.raises(DataError, match=r"json/train:0: holds 2 labelled.*source\.weight.*streaming to false"):
         next(made.batches(0))

@@ -58,7 +58,7 @@ def engine():
 
 
 def trees_of(path):
-    return path.with_name("trees.jsonl")
+    return path.with_name(f"{path.name}.trees")
 
 
 def annotate(engine, path, problems=PROBLEMS, in_flight=7, on_problem=None, how=OMEGA):

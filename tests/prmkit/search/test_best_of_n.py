@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from prmkit.errors import ConfigError
-from prmkit.search.best_of_n import BestOfNParams, best_of_n
+from prmkit.search.best_of_n import BestOfNParams, CoTParams, best_of_n, chain_of_thought
 from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.sampling import sample_traces
 from prmkit.seeding import derive_seed
@@ -30,7 +30,9 @@ def two_steps(steps):
 
 def run(engine, scorer, problem, budget=None, **params):
     budget = budget or Budget()
-    return asyncio.run(best_of_n(problem, engine, scorer, BestOfNParams(**params), budget)), budget
+    result = asyncio.run(best_of_n(problem, engine, scorer, BestOfNParams(**params), budget))
+    assert result.nodes == (), "the traces show it all"
+    return list(result.traces), budget
 
 
 def test_traces_scores_and_usage(tree_policy, coin_problem):
@@ -87,3 +89,22 @@ def test_a_prefix_is_continued_from_its_own_ids(tree_policy, coin_problem):
     rest = asyncio.run(sample_traces(coin_problem, engine, 5, SamplingParams(), 0, Budget(), trace.steps[:1]))
     assert [tuple(step.text for step in t.steps) for t in rest] == [("bb", "=22")] * 5
     assert engine.format.decode(engine.requests[-1].prompt_ids) == "q\nbb\n"
+
+
+def test_chain_of_thought_is_greedy_best_of_1(tree_policy, coin_problem):
+    engine, scorer = tree_policy(two_steps), Scorer()
+    result = asyncio.run(chain_of_thought(coin_problem, engine, scorer, CoTParams(), Budget()))
+    assert [[step.text for step in trace.steps] for trace in result.traces] == [["a", "=1"]]
+    assert result.traces[0].scores.values == (0.1, 0.2)
+    assert (engine.requests[0].n, engine.requests[0].params.temperature) == (1, 0.0)
+
+
+def test_a_token_limit_is_spent_to_the_end(tree_policy, coin_problem):
+    """Traces have 6 or 8 tokens. What is left for the last one cuts it."""
+    engine, scorer = tree_policy(lambda steps: two_steps(steps) if len(steps) < 2 else {}), Scorer()
+    budget = Budget(BudgetLimits(generated_tokens=100))
+    traces, budget = run(engine, scorer, coin_problem, budget, n=50, sampling=SamplingParams(max_tokens=10))
+    assert budget.spent.generated_tokens == 100 == sum(trace.n_tokens for trace in traces)
+    assert [trace.finish for trace in traces[:-1]] == ["stop"] * (len(traces) - 1)
+    assert 100 / 8 <= len(traces) <= 100 / 6 + 1
+    assert [len(engine.requests), engine.requests[0].n] == [budget.spent.engine_calls, 10]

@@ -13,6 +13,8 @@ from prmkit.io import read_json, write_json
 from prmkit.scoring.table import TableScorer
 from prmkit.search.best_of_n import BestOfNParams, best_of_n
 from prmkit.search.budget import BudgetLimits
+from prmkit.search.methods import make_method, make_params
+from prmkit.search.result import TreeNode
 from prmkit.search.rows import SearchRow, TraceRecord, read_rows
 from prmkit.search.runner import RunParams, Searcher, grade_traces, run_search
 from prmkit.types import Problem, SamplingParams, Step, Trace
@@ -142,12 +144,27 @@ def test_grading_is_by_equivalence(engine):
     assert [trace.correct for trace in graded] == [False, True, False, False, True]
 
 
+def test_rows_keep_the_tree(digit_policy, digit_scorer, last_step_grader, tmp_path):
+    method = make_method("beam_search", make_params("beam_search", {"n": 4, "width": 2}))
+    searcher = Searcher(method, digit_policy, digit_scorer, last_step_grader)
+    with ChunkedOutput(tmp_path / "rows.jsonl", {}) as output:
+        run_search(PROBLEMS[:3], searcher, output, RunParams())
+    for row in read_rows(tmp_path / "rows.jsonl"):
+        assert row.tree[0] == TreeNode(count=0, kept=True)
+        assert sum(node.tokens for node in row.tree) == row.usage.generated_tokens
+        kept = {(node.text, node.score) for node in row.tree if node.kept and node.text}
+        assert kept == {pair for trace in row.traces for pair in zip(trace.steps, trace.scores, strict=True)}
+        assert SearchRow.from_json(row.to_json(), "here") == row
+
+
 def test_bad_rows_and_parameters_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="in_flight: got 0"):
         RunParams(in_flight=0)
     with pytest.raises(ConfigError, match=r"greedy\.temperature: got 1\.0"):
         RunParams(greedy=SamplingParams())
     good = SearchRow("p", "q", "1", (TraceRecord(("s",), "stop", "1", 0, True, 2),)).to_json()
+    old = SearchRow.from_json({k: v for k, v in good.items() if k != "tree"} | {"schema": 1}, "f:3")
+    assert old == SearchRow.from_json(good, "f:3"), "rows of the first schema have no tree"
     with pytest.raises(DataError, match="f:3: schema 9"):
         SearchRow.from_json(good | {"schema": 9}, "f:3")
     with pytest.raises(DataError, match=r"f:3: not a search row: KeyError\('traces'\)"):
