@@ -1,7 +1,36 @@
 """Losses: pure functions on tensors that return sums and counts, and the one place that divides."""
 
+from prmkit.losses.kl import KL_ESTIMATORS, KLEstimator, categorical_kl, entropy_loss, kl_loss, kl_terms
 from prmkit.losses.normalise import normalise, window_total, world_size
-from prmkit.losses.output import LossOutput
+from prmkit.losses.output import LossOutput, MetricSum
+from prmkit.losses.policy import (
+    LOG_RATIO_LIMIT,
+    POLICY_LOSSES,
+    REDUCTIONS,
+    PolicyLossConfig,
+    PolicyLossKind,
+    PolicyLossOutput,
+    Reduction,
+    RowWeights,
+    cispo_terms,
+    clipped_terms,
+    group_totals,
+    importance_ratio,
+    policy_loss,
+    row_weights,
+    weighted_sum,
+)
+from prmkit.losses.policy_correction import Correction, CorrectionConfig, importance_correction
+from prmkit.losses.policy_logprobs import TokenLogprobs, on_grid, token_logprobs
+from prmkit.losses.preference import (
+    PREFERENCE_LOSSES,
+    PreferenceConfig,
+    PreferenceLossKind,
+    PreferenceOutput,
+    advantage_weighted_regression,
+    logprob_sums,
+    preference_loss,
+)
 from prmkit.losses.prm import (
     PRM_LOSSES,
     PRMLossKind,
@@ -13,21 +42,62 @@ from prmkit.losses.prm import (
     step_loss,
 )
 from prmkit.losses.tokens import CHUNK_LOGITS, predicted_positions, token_cross_entropy
+from prmkit.losses.value import TwoLevelValueLoss, ValueLossOutput, explained_variance, two_level_value_loss, value_loss
 
 __all__ = [
     "CHUNK_LOGITS",
+    "KL_ESTIMATORS",
+    "LOG_RATIO_LIMIT",
+    "POLICY_LOSSES",
+    "PREFERENCE_LOSSES",
     "PRM_LOSSES",
+    "REDUCTIONS",
+    "Correction",
+    "CorrectionConfig",
+    "KLEstimator",
     "LossOutput",
+    "MetricSum",
     "PRMLossKind",
+    "PolicyLossConfig",
+    "PolicyLossKind",
+    "PolicyLossOutput",
+    "PreferenceConfig",
+    "PreferenceLossKind",
+    "PreferenceOutput",
+    "Reduction",
+    "RowWeights",
+    "TokenLogprobs",
+    "TwoLevelValueLoss",
+    "ValueLossOutput",
+    "advantage_weighted_regression",
+    "categorical_kl",
+    "cispo_terms",
+    "clipped_terms",
+    "entropy_loss",
+    "explained_variance",
+    "group_totals",
     "hard_cross_entropy",
+    "importance_correction",
+    "importance_ratio",
+    "kl_loss",
+    "kl_terms",
     "log_odds",
+    "logprob_sums",
     "mean_squared_error",
     "normalise",
+    "on_grid",
     "pairwise",
+    "policy_loss",
     "predicted_positions",
+    "preference_loss",
+    "row_weights",
     "soft_cross_entropy",
     "step_loss",
     "token_cross_entropy",
+    "token_logprobs",
+    "two_level_value_loss",
+    "value_loss",
+    "weighted_sum",
     "window_total",
     "world_size",
 ]

@@ -1,4 +1,4 @@
-"""What a loss returns: a sum and a count. Nothing here divides."""
+"""What a loss returns: sums and counts. Nothing here divides but for the logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["LossOutput"]
+__all__ = ["LossOutput", "MetricSum"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +31,29 @@ class LossOutput:
     def mean(self) -> Tensor:
         """Mean over the items of this output alone, without gradient: for logs. 0 for no items."""
         return self.loss_sum.detach() / self.count.clamp(min=1)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSum:
+    """A figure for the logs as sum and count, without gradient. Adds up over micro-batches and ranks.
+
+    Attributes:
+        total: scalar, float32.
+        count: scalar, int64.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    @classmethod
+    def over(cls, values: Tensor, mask: Tensor) -> MetricSum:
+        """Sum of the values where mask is True, and how many there are."""
+        return cls(torch.where(mask, values.detach().float(), 0.0).sum(), mask.sum())
+
+    def __add__(self, other: MetricSum) -> MetricSum:
+        return MetricSum(self.total + other.total, self.count + other.count)
+
+    @property
+    def mean(self) -> Tensor:
+        """0 for no items."""
+        return self.total / self.count.clamp(min=1)
