@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -21,7 +22,8 @@ class TrainingSummary(Callback):
     """Writes {tokens, steps, epochs, seconds, metrics} to a JSON file when a fit ends well; rank 0 writes.
 
     `tokens` are those fed to the model in training, padding not counted, over all ranks. Tokens and `seconds` (wall
-    clock) go on over interruptions: what was done after the last checkpoint, and is done again, counts once.
+    clock) go on over interruptions: what was done after the last checkpoint, and is done again, counts once. Metrics
+    are null where they are not defined (a first-error F1 over data without a right solution, say).
 
     Args:
         path: the file to write.
@@ -56,7 +58,7 @@ class TrainingSummary(Callback):
             **self.state_dict(),
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
-            "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+            "metrics": {name: _finite(value) for name, value in sorted(trainer.callback_metrics.items())},
         }
         if trainer.is_global_zero:
             write_json(self.path, summary)
@@ -72,3 +74,9 @@ def _summed(count: int) -> int:
     total = torch.tensor(count, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(total)
     return int(total)
+
+
+def _finite(value: Any) -> float | None:
+    """The number, or None for NaN and infinity, which JSON does not know."""
+    number = float(value)
+    return number if math.isfinite(number) else None

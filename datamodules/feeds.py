@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from datamodules.batching import BatchConfig, Plan, Rows, Shards, make_plan
 from datamodules.encoding import Codec, Example
 from datamodules.loader import EvalLoader, Fetch, TrainLoader, WorkerConfig
-from datamodules.readers import Mixture, Parse, check_weights, open_mixture
+from datamodules.readers import Curate, Mixture, Parse, check_weights, open_mixture
 from datamodules.sources import SourceConfig
-from datamodules.streams import StreamPlan, as_fetched
+from datamodules.streams import as_fetched, open_streams
 from prmkit.errors import ConfigError, DataError
 
 __all__ = ["Feeds"]
@@ -41,6 +41,8 @@ class Feeds(Generic[T]):
         seed: of permutations and mixtures.
         epoch_rows: see Mixture.
         packed: rows of a micro-batch are laid end to end in training.
+        curate: what is done to training rows when they are read; None nothing. All rows of files are curated
+            together, those of a stream block by block.
 
     Raises:
         ConfigError: sources that cannot be mixed.
@@ -56,6 +58,7 @@ class Feeds(Generic[T]):
         seed: int,
         epoch_rows: int | None,
         packed: bool = False,
+        curate: Curate | None = None,
     ) -> None:
         for stage, configs in sources.items():
             _check_sources(stage, configs, epoch_rows if stage == "train" else None)
@@ -63,7 +66,7 @@ class Feeds(Generic[T]):
         self._batch, self._workers = batch, workers
         eval_batch = eval_batch or batch
         self._eval_batch = BatchConfig(eval_batch.rows, eval_batch.max_tokens, eval_batch.bucket, drop_last=False)
-        self._seed, self._epoch_rows, self._packed = seed, epoch_rows, packed
+        self._seed, self._epoch_rows, self._packed, self._curate = seed, epoch_rows, packed, curate
         self._mixtures: dict[str, Mixture[T]] = {}
         self.train_loader: TrainLoader | None = None
         self._position: dict[str, Any] | None = None
@@ -85,7 +88,10 @@ class Feeds(Generic[T]):
     def _mixture(self, name: str) -> Mixture[T]:
         if name not in self._mixtures:
             rows = self._epoch_rows if name == "train" else None
-            self._mixtures[name] = open_mixture(self._sources[name], self._parser, rows, self._seed)
+            mixture = open_mixture(self._sources[name], self._parser, rows, self._seed)
+            if name == "train" and self._curate is not None:
+                logger.info("train: %s", mixture.curate(self._curate).describe())
+            self._mixtures[name] = mixture
         return self._mixtures[name]
 
     def train(self, trainer: Any, codec: Codec[T, Any]) -> TrainLoader:
@@ -125,7 +131,8 @@ class Feeds(Generic[T]):
     ) -> tuple[Plan, Fetch]:
         configs = self._sources[stage]
         if configs[0].streaming:
-            return StreamPlan(configs[0], self._parser(configs[0]), batch, shards, seed, stage), as_fetched
+            rows, curate = (self._epoch_rows, self._curate) if stage == "train" else (None, None)
+            return open_streams(configs, self._parser, batch, shards, seed, rows, stage, curate), as_fetched
         mixture = self._mixture(stage)
         if batch.max_tokens is None:
             _probe(stage, mixture, codec)
@@ -143,10 +150,10 @@ class Feeds(Generic[T]):
 
 
 def _check_sources(stage: str, configs: Sequence[SourceConfig], epoch_rows: int | None) -> None:
-    if any(config.streaming for config in configs) and len(configs) > 1:
+    if len({config.streaming for config in configs}) > 1:
         raise ConfigError(
-            f"data.{stage}", [config.title for config in configs], "one source, when it is a stream",
-            "Set streaming to false to mix it with others.",
+            f"data.{stage}.streaming", [config.streaming for config in configs], "the same for every source",
+            "Files on disk are streamed too with kind hub, name json and path.",
         )  # fmt: skip
     if configs:
         check_weights(configs, epoch_rows)

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from datamodules.batching import Rows, generator
 from datamodules.sources import Raw, Source, SourceConfig, open_source
-from prmkit.annotation.formats import detect_format, parse_records
+from prmkit.annotation.curate import Curated
+from prmkit.annotation.formats import SINGLE_RECORD_FORMATS, detect_format, parse_records
 from prmkit.annotation.records import StepLabels
 from prmkit.errors import ConfigError, DataError
 
 __all__ = [
+    "Curate",
     "Demonstration",
     "Mixture",
     "Parse",
     "Reader",
     "check_weights",
     "demonstration_parser",
+    "distinct",
     "open_mixture",
     "record_parser",
+    "share_out",
 ]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Parse = Callable[[Raw, str], list[T]]
 """Rows held by one raw row, given its fields and where it is."""
-
-_SINGLE_ROW_FORMATS = ("prmkit", "math-shepherd")
+Curate = Callable[[Sequence[Any]], Curated]
+"""Which of some rows are left, and which stand for several; see `prmkit.annotation.curate`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +65,31 @@ def demonstration_parser(config: SourceConfig) -> Parse[Demonstration]:
 
 def record_parser(config: SourceConfig) -> Parse[StepLabels]:
     """Reads step-label records in the config's format; "auto" is settled by the first row and kept."""
-    return _RecordParser(config.format)
+    return _RecordParser(config.format, config.malformed)
 
 
 class _RecordParser:
-    def __init__(self, format: str) -> None:
-        self.format = format
+    def __init__(self, format: str, malformed: int) -> None:
+        self.format, self._allowed = format, malformed
+        self._left_out: set[str] = set()
+
+    @property
+    def single(self) -> bool:
+        """Does every line hold exactly one record?"""
+        return self.format in SINGLE_RECORD_FORMATS and not self._allowed
 
     def __call__(self, raw: Raw, where: str) -> list[StepLabels]:
         if self.format == "auto":
             self.format = detect_format(raw, where)
-        return parse_records(raw, self.format, where)
+        try:
+            return parse_records(raw, self.format, where)
+        except DataError as error:
+            if where not in self._left_out:
+                if len(self._left_out) == self._allowed:
+                    raise
+                self._left_out.add(where)
+                logger.warning("left out, %d of at most %d: %s", len(self._left_out), self._allowed, error)
+            return []
 
 
 class Reader(Generic[T]):
@@ -85,8 +106,9 @@ class Reader(Generic[T]):
     def __init__(self, source: Source, parse: Parse[T], title: str) -> None:
         self._source, self._parse, self.title = source, parse, title
         self._parts: Rows | None = None
+        self._latest: tuple[int, list[T]] = (-1, [])
         parse(*source.raw(0))
-        if isinstance(parse, _RecordParser) and parse.format not in _SINGLE_ROW_FORMATS:
+        if isinstance(parse, _RecordParser) and not parse.single:
             counts = [len(parse(*source.raw(index))) for index in range(len(source))]
             raw = np.repeat(np.arange(len(counts)), counts)
             first = np.repeat(np.cumsum(counts) - counts, counts)
@@ -101,7 +123,9 @@ class Reader(Generic[T]):
         if self._parts is None:
             return self._parse(*self._source.raw(index))[0]
         raw, part = self._parts[index].tolist()
-        return self._parse(*self._source.raw(raw))[part]
+        if self._latest[0] != raw:  # neighbours are often asked for one after another
+            self._latest = (raw, self._parse(*self._source.raw(raw)))
+        return self._latest[1][part]
 
     def sizes(self) -> Rows | None:
         """[N] sizes in some unit, None when they are not known for free."""
@@ -133,9 +157,10 @@ class Mixture(Generic[T]):
         self.readers = list(readers)
         self._seed = seed
         self._bounds = np.cumsum([0, *map(len, self.readers)])
-        self._titles = _distinct([reader.title for reader in self.readers])
+        self._titles = distinct([reader.title for reader in self.readers])
         self._used: list[Rows] = [np.arange(a, b) for a, b in zip(self._bounds[:-1], self._bounds[1:], strict=True)]
         self._weights, self._epoch_rows = weights, epoch_rows
+        self._merged: Mapping[int, Any] = {}
 
     def __len__(self) -> int:
         """Rows of all readers, left out ones included."""
@@ -145,7 +170,8 @@ class Mixture(Generic[T]):
         """(id, row); the id is `title:index` with the index from 0 in its source."""
         reader = int(np.searchsorted(self._bounds, number, side="right")) - 1
         index = number - int(self._bounds[reader])
-        return f"{self._titles[reader]}:{index}", self.readers[reader].row(index)
+        merged = self._merged.get(number)
+        return f"{self._titles[reader]}:{index}", self.readers[reader].row(index) if merged is None else merged
 
     def sizes(self) -> Rows | None:
         """[N] sizes of all rows in one unit; None when some reader does not know them for free."""
@@ -159,17 +185,19 @@ class Mixture(Generic[T]):
         if not sum(map(len, self._used)):
             raise DataError(f"{', '.join(self._titles)}: no row is left to train on")
 
+    def curate(self, curate: Curate) -> Curated:
+        """Leave out and merge rows as a curation of all of them says. Reads every row. Returns what it did."""
+        left = curate(_MixtureRows(self))
+        self._merged = left.merged
+        self.leave_out(np.setdiff1d(np.arange(len(self)), np.array(left.kept, np.int64)))
+        return left
+
     def shares(self) -> list[int]:
         """Rows of each reader in an epoch."""
         if self._weights is None:
             return [len(used) for used in self._used]
-        weights = np.array([w if len(used) else 0.0 for w, used in zip(self._weights, self._used, strict=True)])
-        total = self._epoch_rows or sum(map(len, self._used))
-        exact = weights / weights.sum() * total
-        shares = np.floor(exact).astype(np.int64)
-        largest_rests = np.argsort(shares - exact, kind="stable")[: total - int(shares.sum())]
-        shares[largest_rests] += 1
-        return [int(share) for share in shares]
+        weights = [w if len(used) else 0.0 for w, used in zip(self._weights, self._used, strict=True)]
+        return share_out(weights, self._epoch_rows or sum(map(len, self._used)))
 
     def epoch(self, epoch: int) -> Rows:
         """Numbers of the rows of an epoch."""
@@ -189,6 +217,28 @@ class Mixture(Generic[T]):
             dealt.append(used[part])
             place += len(part)
         return np.concatenate(dealt)
+
+
+class _MixtureRows(Sequence[Any]):
+    """The rows of a mixture as they are read."""
+
+    def __init__(self, mixture: Mixture[Any]) -> None:
+        self._mixture = mixture
+
+    def __len__(self) -> int:
+        return len(self._mixture)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._mixture.row(index)[1]
+
+
+def share_out(weights: Sequence[float], total: int) -> list[int]:
+    """`total` in whole parts proportional to weights; the largest rests are rounded up."""
+    exact = np.array(weights) / sum(weights) * total
+    shares = np.floor(exact).astype(np.int64)
+    largest_rests = np.argsort(shares - exact, kind="stable")[: total - int(shares.sum())]
+    shares[largest_rests] += 1
+    return [int(share) for share in shares]
 
 
 def open_mixture(
@@ -222,7 +272,7 @@ def check_weights(configs: Sequence[SourceConfig], epoch_rows: int | None) -> No
         raise ConfigError("data.epoch_rows", epoch_rows, "an integer of at least 1, or null")
 
 
-def _distinct(titles: Sequence[str]) -> list[str]:
+def distinct(titles: Sequence[str]) -> list[str]:
     """Titles with #2, #3 ... behind those that have come before."""
     seen: dict[str, int] = {}
     distinct = []

@@ -36,21 +36,24 @@ class SourceConfig:
         kind: "jsonl": files of JSON lines; "task": a task of `prmkit.tasks` (demonstrations of a built-in one,
             gold solutions of others); "hub": a data set of the `datasets` library.
         path: "jsonl": a file, folder (its `*.jsonl`) or glob pattern, or a list of those. "task": file or folder of a
-            task that reads one. "hub": data files for the builder `name` ("json", "parquet"). None: none.
+            task that reads one. "hub": data files for the builder `name` ("json", "parquet"), or of the data set
+            `name` ("owner/set") where it holds others too. None: none.
         name: task name, or hub data set name. Only with kind "task" and "hub", which need it.
         config: hub configuration, e.g. "main"; None for the data set's default.
         split: split of a task or hub data set.
         offset: first row used, from 0.
-        count: rows used; None is all that follow. Built-in tasks are endless and need a number, and so do hub
-            streams whose length the hub does not know.
+        count: rows used; None is all that follow. Built-in tasks are endless and need a number, and so do streams
+            without weight whose length the hub does not know.
         seed: of the demonstrations of a built-in task.
         options: arguments of the task, e.g. its difficulty.
-        streaming: "hub" only: read the data set as a stream, without storing it. A stream is not mixed with others.
-        shuffle_buffer: rows of a stream that are shuffled together, at least 1; 1 keeps the stream's order.
+        streaming: "hub" only: read the data set as a stream, without storing it. Streams are mixed with streams only.
+        shuffle_buffer: rows of a stream that are shuffled (and curated) together, at least 1; 1 keeps its order.
         format: "jsonl" and "hub", for step labels: format of the records; "auto" looks at the first one.
+        malformed: for step labels: lines at most that may be left out because they do not fit the format, at least 0;
+            each is named in the log. One more ends the run, as the first does with 0.
         question_field, solution_field: names of the fields, for SFT from "jsonl" and "hub".
-        weight: share of an epoch's rows, relative to the other sources' weights, above 0. None, for all sources:
-            every row once an epoch.
+        weight: share of an epoch's rows, relative to the other sources' weights, above 0; streams with weights need
+            `epoch_rows` of the data module. None, for all sources: every row once an epoch.
         label: name of the source in row ids and messages; None makes one from path or name.
     """
 
@@ -66,6 +69,7 @@ class SourceConfig:
     streaming: bool = False
     shuffle_buffer: int = 1024
     format: RecordFormat = "auto"
+    malformed: int = 0
     question_field: str = "question"
     solution_field: str = "solution"
     weight: float | None = None
@@ -86,6 +90,8 @@ class SourceConfig:
             raise ConfigError("source.offset", self.offset, "an integer of at least 0")
         if self.count is not None and self.count < 1:
             raise ConfigError("source.count", self.count, "an integer of at least 1, or null")
+        if self.malformed < 0:
+            raise ConfigError("source.malformed", self.malformed, "an integer of at least 0")
         if self.weight is not None and not 0 < self.weight < float("inf"):
             raise ConfigError("source.weight", self.weight, "a number above 0, or null")
         if self.streaming and self.kind != "hub":
@@ -247,7 +253,9 @@ def load_hub(config: SourceConfig) -> Any:
     """A `datasets` data set, stored or streamed; DataError with the library's own message when it cannot be had."""
     import datasets  # takes a second, and only hub sources need it
 
-    files = None if config.path is None else [str(file) for file in expand_paths(config.path)]
+    files: str | list[str] | None = config.path
+    if files is not None and "/" not in (config.name or ""):
+        files = [str(file) for file in expand_paths(files)]
     try:
         return datasets.load_dataset(
             config.name, config.config, split=config.split, data_files=files, streaming=config.streaming

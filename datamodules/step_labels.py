@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
@@ -12,6 +13,9 @@ from datamodules.feeds import Feeds
 from datamodules.loader import EvalLoader, TrainLoader, WorkerConfig
 from datamodules.readers import record_parser
 from datamodules.sources import SourceConfig
+from prmkit.annotation.curate import Curated, CurationParams, curate
+from prmkit.annotation.judge import Verdict, load_verdicts
+from prmkit.annotation.records import StepLabels
 from prmkit.errors import ConfigError
 
 __all__ = ["StepLabelDataModule"]
@@ -30,9 +34,13 @@ class StepLabelDataModule(LightningDataModule):
         eval_batch: size otherwise; None is as for training. Evaluation drops no rows.
         targets: what is trained on and evaluated against.
         max_length: tokens a row at most, at least 2; the steps that do not fit are cut off.
-        epoch_rows: rows of an epoch of a weighted mixture, at least 1; None is the number of all rows.
+        epoch_rows: rows of an epoch of a weighted mixture, at least 1; None is the number of all rows, which streams
+            do not have.
         workers: how batches are prepared.
         seed: of the order of rows.
+        curation: what is done to the training records when they are read: duplicates, balance, consensus with a
+            judge. No file is changed. Records of files are curated together before the first epoch; those of streams
+            in each block of `shuffle_buffer` rows.
 
     Raises:
         ConfigError: a value out of range.
@@ -51,6 +59,7 @@ class StepLabelDataModule(LightningDataModule):
         epoch_rows: int | None = None,
         workers: WorkerConfig = WorkerConfig(),  # noqa: B008 - frozen
         seed: int = 0,
+        curation: CurationParams = CurationParams(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         if max_length < 2:
@@ -60,7 +69,10 @@ class StepLabelDataModule(LightningDataModule):
             if any(config.kind == "task" for config in configs):
                 raise ConfigError(f"data.{name}.kind", "task", "jsonl | hub: tasks have no step labels")
         self._targets, self._max_length = targets, max_length
-        self._feeds = Feeds(stages, record_parser, batch, eval_batch, workers, seed, epoch_rows)
+        self._curation = curation
+        self._verdicts: dict[str, Verdict] | None = None
+        change = self._curate if curation.active else None
+        self._feeds = Feeds(stages, record_parser, batch, eval_batch, workers, seed, epoch_rows, curate=change)
 
     def setup(self, stage: str) -> None:
         """Open the sources of a stage. Raises DataError for missing files, malformed first rows and empty data."""
@@ -84,6 +96,11 @@ class StepLabelDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._feeds.load_state_dict(state_dict)
+
+    def _curate(self, records: Sequence[StepLabels]) -> Curated:
+        if self._verdicts is None and self._curation.verdicts is not None:
+            self._verdicts = load_verdicts(self._curation.verdicts)
+        return curate(records, self._curation, self._verdicts)
 
     def _codec(self, purpose: Literal["train", "eval", "predict"]) -> PRMCodec:
         return PRMCodec(self.trainer.lightning_module.bound_format, self._targets, self._max_length, purpose)

@@ -19,11 +19,11 @@ class ProgressLine:
 
     Args:
         name: what is being done, e.g. "annotate".
-        total: items in all.
+        total: items in all; None when nobody knows.
         done: items done in earlier attempts.
     """
 
-    def __init__(self, name: str, total: int, done: int = 0) -> None:
+    def __init__(self, name: str, total: int | None, done: int = 0) -> None:
         self._name = name
         self._total = total
         self._done = self._first = done
@@ -49,10 +49,11 @@ class ProgressLine:
             self._bar.update(self._task, completed=self._done, text=text)
         elif time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES or self._done == self._total:
             self._printed = time.monotonic()
-            print(f"{self._name}: {self._done}/{self._total}, {self._left()}{text}", file=sys.stderr, flush=True)
+            of_all = "" if self._total is None else f"/{self._total}"
+            print(f"{self._name}: {self._done}{of_all}, {self._left()}{text}", file=sys.stderr, flush=True)
 
     def _left(self) -> str:
-        if self._done == self._total:
+        if self._total is None or self._done == self._total:
             return ""
         pace = (time.monotonic() - self._start) / (self._done - self._first)
         return f"{pace * (self._total - self._done):.0f} s left, "

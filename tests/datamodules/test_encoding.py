@@ -71,10 +71,11 @@ def test_sft_packed(bound):
 def test_prm_reads_at_the_tags_of_labelled_steps(bound):
     codec = PRMCodec(bound, TargetConfig(), 256)
     batch = codec.collate([codec.encode("a", record((0.5, None, 1.0, 0.0, 0.5))), codec.encode("b", record((1.0,)))])
-    assert batch.position_mask.tolist() == [[True, False, True, True], [True, False, False, False]]
-    assert batch.targets.tolist() == [[1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
+    # The second step has no value, and is right because the third is.
+    assert batch.position_mask.tolist() == [[True, True, True, True], [True, False, False, False]]
+    assert batch.targets.tolist() == [[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
     assert batch.first_error.tolist() == [3, -1]
-    assert batch.count == 4
+    assert batch.count == 5
     # Read as the format reads: every score at a newline, behind "f+5,7\n" and the steps of 5 characters.
     at = batch.input_ids.gather(1, batch.positions)[batch.position_mask]
     assert set(at.tolist()) == set(bound.tag_ids)
@@ -88,6 +89,8 @@ def test_prm_soft_targets_stay_floats(bound):
     batch = codec.collate([codec.encode("a", record((0.7, 0.0, 0.3)))])
     assert batch.targets.dtype == torch.float32
     assert batch.targets[0].tolist() == pytest.approx([0.7, 0.0, 0.3])
+    gap = codec.collate([codec.encode("a", record((0.7, None, 0.3)))])
+    assert gap.position_mask.tolist() == [[True, False, True]]  # right, but nobody knows its value
 
 
 def test_prm_truncation_keeps_whole_steps_and_refuses_rows_without_a_label(bound):

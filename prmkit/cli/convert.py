@@ -1,0 +1,229 @@
+"""`prm annotate --convert`: label files and hub data sets from one format into another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prmkit.annotation.curate import Curated, CurationParams, curate
+from prmkit.annotation.formats import (
+    RecordFormat,
+    WriteFormat,
+    WriteReport,
+    detect_format,
+    load_records,
+    parse_records,
+    write_records,
+)
+from prmkit.annotation.records import StepLabels
+from prmkit.cli.options import build, make_parser, wants_help
+from prmkit.cli.parsing import expand_configs, user_errors
+from prmkit.cli.progress import ProgressLine
+from prmkit.errors import ConfigError, DataError
+from prmkit.io import expand_paths
+
+if TYPE_CHECKING:
+    from datamodules.sources import SourceConfig
+
+__all__ = ["ConvertOptions", "convert", "run_convert"]
+
+SUMMARY = "convert step labels from one format into another"
+
+EXAMPLES = """
+examples:
+  prm annotate --convert math-aps.jsonl --to prmkit --output steps.jsonl
+  prm annotate --convert runs/a/steps.jsonl runs/b/steps.jsonl --to math-aps-tree --output trees.jsonl
+  prm annotate --convert 'prm800k/phase2_*.jsonl' --from prm800k --to trl --output trl.jsonl
+  prm annotate --convert peiyi9979/Math-Shepherd --to prmkit --output shepherd.jsonl --limit 10000
+  prm annotate --convert steps.jsonl --to prmkit --output clean.jsonl --curation.deduplicate true
+
+Inputs are files (JSON lines, or parquet), folders (their *.jsonl), patterns, or names of hub data sets, which are read
+as streams. The output appears when it is whole. Formats that know right and wrong only get values above the threshold
+as right; whatever a format has no place for is counted."""
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_FILE_KINDS = (".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What to convert besides formats and places.
+
+    Attributes:
+        split: split of hub data sets.
+        limit: records at most; null takes all.
+        threshold: a step is right when its value is above, in formats that know right and wrong only; in [0, 1).
+    """
+
+    split: str = "train"
+    limit: int | None = None
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError("limit", self.limit, "an integer of at least 1, or null for all")
+
+
+def parser() -> Any:
+    """The command's parser."""
+    made = make_parser(
+        "prm annotate --convert",
+        "prm annotate --convert INPUT [INPUT ...] --to FORMAT --output FILE [--from FORMAT] [--KEY VALUE ...]",
+        (ConvertOptions,),
+        {"curation": CurationParams},
+    )
+    made.add_argument("--convert", nargs="+", type=str, required=True, help="files, folders, patterns or hub names")
+    made.add_argument("--to", type=WriteFormat, required=True, help="format to write")
+    made.add_argument("--from", type=RecordFormat, default="auto", help="format read; auto looks at each first record")
+    made.add_argument("--output", type=str, required=True, help="the JSON-lines file to write")
+    return made
+
+
+def run_convert(argv: list[str]) -> int:
+    """Run `prm annotate --convert ...`; returns its exit status."""
+    parse = parser()
+    if wants_help(argv):
+        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES}")
+        return 0
+    arguments, _ = expand_configs(argv)
+    with user_errors("prm annotate --convert", parse):
+        values = parse.instantiate(parse.parse_args(arguments))
+        options, curation = build(ConvertOptions, values), values["curation"]
+    inputs, target = values["convert"], values["to"]
+    total = _count_lines(inputs, options) if options.limit is None else None
+    with ProgressLine("convert", total) as progress:
+        report, curated = convert(
+            inputs, values["output"], values["from"], target, options, curation,
+            lambda records: progress.advance(f"{records:,} records"),
+        )  # fmt: skip
+    _print_report(values["output"], target, report, curated)
+    return 0
+
+
+def convert(
+    inputs: Sequence[str],
+    output: str | Path,
+    source_format: RecordFormat = "auto",
+    target_format: WriteFormat = "prmkit",
+    options: ConvertOptions = ConvertOptions(),
+    curation: CurationParams = CurationParams(),  # noqa: B008 - frozen
+    on_line: Callable[[int], None] | None = None,
+) -> tuple[WriteReport, Curated | None]:
+    """Read the records of all inputs, one after another, and write them.
+
+    Records pass through one by one, unless curation is on: then all are held in memory.
+
+    Args:
+        inputs: files, folders, patterns, or names of hub data sets.
+        output: the file; it may be one of the inputs.
+        source_format: see RecordFormat; "auto" looks at the first object of each file.
+        target_format: see WriteFormat.
+        options: further options.
+        curation: what is done to the records in between.
+        on_line: called behind every line read, with the number of records so far.
+
+    Returns:
+        What was written and what the format had no place for; what curation left, None when it is off.
+
+    Raises:
+        DataError: a missing input, no record, a malformed line (file:line), or a text that the target cannot hold.
+    """
+    sources = [source for name in inputs for source in _sources(name, options)]
+    records: Iterator[StepLabels] = islice(_read(sources, source_format, on_line or (lambda _: None)), options.limit)
+    curated = None
+    if curation.active:
+        held = list(records)
+        curated = curate(held, curation)
+        records = iter(curated.over(held))
+    report = write_records(_some(records, inputs), output, target_format, options.threshold)
+    return report, curated
+
+
+def _sources(name: str, options: ConvertOptions) -> list[Path | SourceConfig]:
+    """Files that an input names, or the stream."""
+    from datamodules.sources import SourceConfig
+
+    try:
+        files = expand_paths(name)
+    except DataError:
+        if not _HUB_NAME.fullmatch(name) or Path(name).suffix in _FILE_KINDS:
+            raise
+        return [SourceConfig(kind="hub", name=name, split=options.split, streaming=True)]
+    return [
+        SourceConfig(kind="hub", name="parquet", path=str(file), streaming=True, label=str(file))
+        if file.suffix == ".parquet"
+        else file
+        for file in files
+    ]
+
+
+def _read(
+    sources: Iterable[Path | SourceConfig], source_format: RecordFormat, on_line: Callable[[int], None]
+) -> Iterator[StepLabels]:
+    n_records = 0
+
+    def line_done() -> None:
+        on_line(n_records)
+
+    for source in sources:
+        if isinstance(source, Path):
+            records = load_records(source, source_format, line_done)
+        else:
+            records = _streamed(source, source_format, line_done)
+        for record in records:
+            n_records += 1
+            yield record
+
+
+def _streamed(config: SourceConfig, source_format: RecordFormat, on_line: Callable[[], None]) -> Iterator[StepLabels]:
+    """Records of a data set that `datasets` reads."""
+    from datamodules.sources import load_hub
+
+    known: str = source_format
+    for number, raw in enumerate(load_hub(config)):
+        where = f"{config.title}:{number}"
+        known = detect_format(raw, where) if known == "auto" else known
+        yield from parse_records(raw, known, where)
+        on_line()
+
+
+def _some(records: Iterator[StepLabels], inputs: Sequence[str]) -> Iterator[StepLabels]:
+    """The records, which must not be none: an empty file would look like data."""
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"{', '.join(inputs)}: no step labels in there, so nothing is written")
+    yield first
+    yield from records
+
+
+def _count_lines(inputs: Sequence[str], options: ConvertOptions) -> int | None:
+    """Lines of all inputs that are not blank; None when one of them is a stream."""
+    sources = [source for name in inputs for source in _sources(name, options)]
+    files = [source for source in sources if isinstance(source, Path)]
+    if len(files) < len(sources):
+        return None
+    total = 0
+    for file in files:
+        with file.open("rb") as lines:
+            total += sum(bool(line.strip()) for line in lines)
+    return total
+
+
+def _print_report(output: str, target: str, report: WriteReport, curated: Curated | None) -> None:
+    print(f"{output}: {report.records:,} records in {report.lines:,} lines of {target}")
+    if curated is not None:
+        print(f"  curation: {curated.describe()}")
+    losses = {
+        "values between 0 and 1 written as right or wrong": report.hardened,
+        "unlabelled steps joined to the next labelled one": report.joined_steps,
+        "unlabelled ends left out": report.dropped_steps,
+        "records without any label left out": report.dropped_records,
+        "records left out that are written already": report.repeated_records,
+    }
+    for what, count in losses.items():
+        if count:
+            print(f"  {what}: {count:,}")
