@@ -9,11 +9,13 @@ from typing import Any
 
 from prmkit.errors import DataError
 from prmkit.io import read_jsonl
+from prmkit.search.result import TreeNode
 from prmkit.types import FinishReason, Usage
 
 __all__ = ["ROW_SCHEMA", "SearchRow", "TraceRecord", "read_rows"]
 
-ROW_SCHEMA = 1
+ROW_SCHEMA = 2
+_READABLE = (1, 2)  # schema 1 had no tree
 _COUNTS = ("generated_tokens", "scored_tokens", "engine_calls", "scorer_calls", "samples")
 
 
@@ -74,6 +76,7 @@ class SearchRow:
         greedy: the trace at temperature 0; None when not asked for, or failed. Not part of `usage`.
         usage: what the traces cost; `seconds` is left at 0, so that rows are reproducible.
         error: why the problem failed; None when it did not.
+        tree: all that a step-wise search tried; empty for methods whose traces already show it.
     """
 
     problem_id: str
@@ -85,6 +88,7 @@ class SearchRow:
     level: str | None = None
     source: str = ""
     error: str | None = None
+    tree: tuple[TreeNode, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -98,13 +102,14 @@ class SearchRow:
             "usage": {name: getattr(self.usage, name) for name in _COUNTS},
             "greedy": None if self.greedy is None else self.greedy.to_json(),
             "traces": [trace.to_json() for trace in self.traces],
+            "tree": [node.to_json() for node in self.tree],
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> SearchRow:
         """Inverse of `to_json`; `where` (file:line) starts the message of a DataError."""
-        if value.get("schema") != ROW_SCHEMA:
-            raise DataError(f"{where}: schema {value.get('schema')!r}; this version reads rows of schema {ROW_SCHEMA}")
+        if value.get("schema") not in _READABLE:
+            raise DataError(f"{where}: schema {value.get('schema')!r}; this version reads rows of schemas {_READABLE}")
         try:
             return cls(
                 problem_id=value["problem_id"],
@@ -116,6 +121,7 @@ class SearchRow:
                 level=value["level"],
                 source=value["source"],
                 error=value["error"],
+                tree=tuple(map(TreeNode.from_json, value["tree"] if value["schema"] > 1 else ())),
             )
         except (KeyError, TypeError) as error:
             raise DataError(f"{where}: not a search row: {error!r}") from None

@@ -10,29 +10,21 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from prmkit.chunks import ChunkedOutput
 from prmkit.errors import ConfigError, DataError, PrmkitError
 from prmkit.search.budget import Budget, BudgetLimits
+from prmkit.search.result import SearchMethod
 from prmkit.search.rows import SearchRow, TraceRecord
 from prmkit.search.sampling import sample_traces, solution_text
 from prmkit.steps import BoundStepFormat
 from prmkit.types import Engine, Grader, Problem, SamplingParams, StepScorer, Trace, Usage
 
-__all__ = ["RunParams", "SearchMethod", "Searcher", "grade_traces", "run_search", "solve"]
+__all__ = ["RunParams", "Searcher", "grade_traces", "run_search", "solve"]
 
 # What may go wrong with one problem without saying anything about the others: its text, its data, a server's reply.
 # Everything else is a defect or the end of the engine, and ends the run; what was acknowledged stays.
 ISOLATED = (PrmkitError, ValueError, OSError)
-
-
-class SearchMethod(Protocol):
-    """A search with its parameters bound, e.g. `functools.partial(best_of_n, params=...)`."""
-
-    async def __call__(
-        self, problem: Problem, engine: Engine, scorer: StepScorer | None, *, budget: Budget
-    ) -> list[Trace]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +76,7 @@ class Searcher:
     """Who solves, scores and judges.
 
     Attributes:
-        method: the search; see SearchMethod.
+        method: the search with its parameters.
         engine: the policy.
         scorer: the PRM; None leaves traces without scores.
         grader: extracts and compares answers.
@@ -104,11 +96,17 @@ async def solve(problem: Problem, searcher: Searcher, params: RunParams) -> Sear
         greedy: list[Trace] = []
         if params.greedy is not None:
             greedy = await sample_traces(problem, searcher.engine, 1, params.greedy, 0, Budget())
-        traces = await searcher.method(problem, searcher.engine, searcher.scorer, budget=budget)
-        graded = grade_traces(problem, [*traces, *greedy], searcher.grader, searcher.engine.format)
+        found = await searcher.method(problem, searcher.engine, searcher.scorer, budget=budget)
+        graded = grade_traces(problem, [*found.traces, *greedy], searcher.grader, searcher.engine.format)
     except ISOLATED as error:
         return replace(row, usage=_counted(budget), error=f"{type(error).__name__}: {error}")
-    return replace(row, traces=graded[: len(traces)], greedy=graded[-1] if greedy else None, usage=_counted(budget))
+    return replace(
+        row,
+        traces=graded[: len(found.traces)],
+        greedy=graded[-1] if greedy else None,
+        usage=_counted(budget),
+        tree=found.nodes,
+    )
 
 
 def run_search(

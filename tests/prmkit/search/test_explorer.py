@@ -7,7 +7,7 @@ import pytest
 
 from prmkit.errors import ConfigError
 from prmkit.scoring.table import TableScorer
-from prmkit.search.budget import Budget
+from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.explorer import Explorer, StepwiseParams
 from prmkit.search.tree import Node, distinct, solution_steps
 from prmkit.types import Problem, SamplingParams, Step
@@ -131,7 +131,7 @@ def test_endless_steps_and_traces_are_dead_ends(step_policy):
         assert len(node.token_ids_so_far()) <= 9
         ((node,),) = asyncio.run(tree.roll_out([(tree.root, 1)]))
         assert (node.finish, node.depth) == ("length", depth)
-    assert sum(node.tokens for node in tree.nodes) == tree.budget.spent.generated_tokens
+        assert sum(node.tokens for node in tree.nodes) == tree.budget.spent.generated_tokens
 
 
 def test_rounds_have_their_own_randomness(step_policy):
@@ -204,3 +204,20 @@ def test_the_users_stop_strings_end_a_trace(step_policy):
         Step("a=1.", tuple(engine.format.encode_piece("a=1.")), (-1.0,) * 4)
     ] * 2
     assert stepped.finish == whole.finish == "stop"
+
+
+def test_tokens_are_kept_back_until_a_trace_is_finished(digit_policy):
+    """Solutions of 10 tokens, 14 at most, steps of 2. Of 40 tokens 26 go into steps first, then one trace is completed
+    with what is kept, and the rest goes into steps again; after a finished trace all goes into steps."""
+    for first, rollouts in ((False, 1), (True, 0)):
+        budget = Budget(BudgetLimits(generated_tokens=40))
+        params = StepwiseParams(sampling=SamplingParams(max_tokens=14), step_tokens=2)
+        tree = Explorer(PROBLEM, digit_policy, None, params, budget)
+        if first:
+            asyncio.run(tree.roll_out([(tree.root, 1)]))
+        before = len(tree.nodes)
+        (drawn,) = asyncio.run(tree.expand([(tree.root, 50)]))
+        assert budget.spent.generated_tokens == 40
+        assert len(drawn) == (40 - 10) // 2
+        assert sum(node.finish == "stop" for node in tree.nodes[before:]) == rollouts
+        assert asyncio.run(tree.harvest([])).traces[0].finish == "stop"

@@ -1,6 +1,7 @@
 """rStar: moves, rewards by self-consistency, and the discriminator; and the choice of methods by difficulty."""
 
 import asyncio
+import math
 from collections import Counter
 
 import pytest
@@ -68,6 +69,27 @@ def test_simulations_and_uct(digit_policy, last_step_grader):
     assert all(0.0 <= node.value <= 1.0 for node in result.nodes if node.value is not None)
     shares = Counter(lines_of(trace)[-1] for trace in result.traces)
     assert len(shares) > 1
+
+
+@pytest.mark.parametrize("exploration", [0.0, 0.3, 1.4])
+def test_visits_are_those_of_ucb_on_arms_with_constant_rewards(step_policy, last_step_grader, exploration):
+    """All ends are drawn by the first simulation, so an arm's reward is its share of them from then on."""
+    engine = step_policy(lambda question, written: {"=1$": 0.5, "=2$": 0.3, "=3$": 0.2})
+    action = Action("A1", "step", samples=40)
+    for simulations in (1, 3, 4, 7, 50):
+        result = run(engine, last_step_grader, simulations=simulations, exploration=exploration, actions=(action,))
+        arms = result.nodes[1:]
+        assert len(arms) == 3
+        first = run(engine, last_step_grader, simulations=1, actions=(action,)).nodes[1:]
+        visits = [arm.visits for arm in first]
+        for n in range(1, simulations):
+            ranks = [
+                arm.count / 40 + exploration * math.sqrt(math.log(n) / v) if v else math.inf
+                for arm, v in zip(arms, visits, strict=True)
+            ]
+            visits[ranks.index(max(ranks))] += 1
+        assert [arm.visits for arm in arms] == visits
+        assert result.nodes[0].visits == simulations
 
 
 def test_without_a_scorer_and_with(digit_policy, digit_scorer, last_step_grader):

@@ -1,0 +1,83 @@
+"""Beam search over steps under a PRM, with optional lookahead (Snell et al., arXiv 2408.03314, section 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prmkit.aggregate import AGGREGATIONS, Aggregation
+from prmkit.errors import ConfigError
+from prmkit.search.budget import Budget
+from prmkit.search.explorer import Explorer, StepwiseParams, check_at_least
+from prmkit.search.result import SearchResult
+from prmkit.search.tree import Node, distinct
+from prmkit.types import Engine, Problem, StepScorer
+
+__all__ = ["BeamParams", "beam_search"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamParams(StepwiseParams):
+    """How wide to search; with the fields of StepwiseParams.
+
+    Attributes:
+        n: candidates a round; a multiple of `width`.
+        width: next steps drawn behind each beam, so that n / width beams are kept.
+        aggregation: ranks candidates by the scores of their steps.
+        lookahead: greedy steps written behind a candidate, whose scores rank it; 0 ranks it by its own.
+    """
+
+    n: int = 16
+    width: int = 4
+    aggregation: Aggregation = "last"
+    lookahead: int = 0
+
+    def __post_init__(self) -> None:
+        StepwiseParams.__post_init__(self)
+        check_at_least(self, n=1, width=1, lookahead=0)
+        if self.n % self.width:
+            raise ConfigError("search.n", self.n, f"a multiple of search.width = {self.width}")
+        if self.aggregation not in AGGREGATIONS:
+            raise ConfigError("search.aggregation", self.aggregation, " | ".join(AGGREGATIONS))
+
+
+async def beam_search(
+    problem: Problem, engine: Engine, scorer: StepScorer | None, params: BeamParams, budget: Budget
+) -> SearchResult:
+    """Draw n first steps; keep the best n / width, draw `width` next steps behind each, and so on.
+
+    Finished candidates leave the beam and are traces of the result, whatever their rank; the search ends with the n-th
+    of them. Equal candidates share a place in the beam. Open beams end as cut-off traces when the budget does.
+
+    Args:
+        problem: what to solve.
+        engine: the policy.
+        scorer: the PRM; needed.
+        params: see BeamParams.
+        budget: pays for everything, lookahead included.
+    """
+    explorer = Explorer(problem, engine, scorer, params, budget)
+    finished: list[Node] = []
+    wants = [(explorer.root, params.n)]
+    while wants and len(finished) < params.n and not budget.exhausted:
+        drawn = await explorer.expand(wants)
+        candidates = distinct(drawn)
+        await rank(explorer, candidates, params.aggregation, params.lookahead)
+        finished += [node for samples in drawn for node in samples if node.finish == "stop"]
+        beams = sorted((node for node in candidates if node.open), key=lambda node: -(node.value or 0.0))
+        wants = [(node, params.width) for node in beams[: params.n // params.width]]
+    return await explorer.harvest([*finished, *(node for node, _ in wants)])
+
+
+async def rank(explorer: Explorer, nodes: Sequence[Node], how: Aggregation, lookahead: int = 0) -> None:
+    """Set the values of new nodes to their aggregated scores, or to those of what a greedy lookahead finds behind."""
+    ahead = {node: node for node in nodes}
+    for _ in range(lookahead):
+        going = [node for node in nodes if ahead[node].open]
+        steps = await explorer.expand([(ahead[node], 1) for node in going], action="lookahead", temperature=0.0)
+        for node, found in zip(going, steps, strict=True):
+            if found and found[0].finish in (None, "stop"):
+                ahead[node] = found[0]
+    await explorer.score(list(ahead.values()))
+    for node in nodes:
+        node.value = explorer.value(ahead[node], how)
