@@ -140,6 +140,15 @@ def test_aliases(prm, folders):
     assert "promote" in prm("alias", "math@1", "best")[2]
 
 
+def test_what_others_wrote_does_not_steer_the_terminal(prm, folders, monkeypatch):
+    monkeypatch.setenv("PRMKIT_USER", "\x1b]0;evil\x07")
+    prm("publish", "math", "--policy", folders[0], "--prm", folders[1], "--summary", "\x1b[2J", "--command", "a '\x1b'")
+    for command in (("show", "math"), ("history", "math"), ("reproduce", "math")):
+        out = prm(*command)[1]
+        assert "\x1b" not in out
+        assert "\N{REPLACEMENT CHARACTER}" in out
+
+
 def test_check(prm, folders, tmp_path):
     assert prm("check", *folders) == (0, "this PRM may score this policy\n", "")
     status, out, _ = prm("check", folders[0], model(tmp_path / "other", "qwen2.5-math-prm"))

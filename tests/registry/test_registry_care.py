@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from prmkit.errors import ConfigError
+from prmkit.errors import ConfigError, DataError
 from registry import Registry
 from registry.errors import ConflictError, DamagedError, NewerSchemaError, NotFoundError
 from registry.sealed import seal, unseal
@@ -47,6 +47,16 @@ def test_what_a_damaged_file_affects(registry, make_publication):
     assert problem.affects == tuple(f"math@{n}: {m}/tokenizer.json" for n in (1, 2) for m in ("policy", "prm"))
     assert registry.verify("math@1").problems
     assert [m.affects for m in registry.verify("math@2").problems] == [problem.affects[2:]]
+
+
+def test_files_of_somebody_elses_making(registry, make_publication):
+    """Folders that desktop programs write to: neither a content, nor a version, nor a pair."""
+    registry.publish(make_publication(), alias="candidate")
+    for folder in ("", "blobs", "pairs", "pairs/math", "pairs/math/versions", "pairs/math/aliases"):
+        (registry.storage.root / folder / ".DS_Store").write_bytes(b"x")
+    assert registry.verify().ok
+    assert (registry.pairs(), registry.versions("math"), registry.aliases("math")) == (["math"], [1], {"candidate": 1})
+    registry.publish(make_publication(weights=1))
 
 
 def test_a_missing_file_is_found(registry, make_publication):
@@ -133,6 +143,21 @@ def test_numbers_go_on_after_the_highest(registry, make_publication, tmp_path):
     registry.push(other, "math@3")
     assert other.publish(make_publication(weights=4)).version == 4
     assert other.versions("math") == [3, 4]
+
+
+def test_a_hostile_alias_file_writes_nowhere_else(registry, make_publication, tmp_path):
+    """Its content names another place; moving the alias would log the old move there."""
+    registry.publish(make_publication(), alias="candidate")
+    path = registry.storage.root / "pairs/math/aliases/candidate.json"
+    value = unseal(path.read_bytes(), "")
+    for change, kind in (({"alias": "../../../../evil"}, DataError), ({"alias": "other"}, DamagedError)):
+        path.write_bytes(seal({**value, **change}))
+        with pytest.raises(kind, match=r"aliases/candidate\.json"):
+            registry.set_alias("math@1", "candidate")
+    assert not list(tmp_path.rglob("evil*"))
+    (path.parent / ".DS_Store").write_bytes(b"x")
+    path.write_bytes(seal(value))
+    assert registry.aliases("math") == {"candidate": 1}
 
 
 def test_a_registry_can_be_copied_as_a_folder(registry, make_publication, tmp_path):

@@ -86,8 +86,7 @@ def kill_at_random(registry, publication, folder, kills, seed):
     for _ in range(kills):
         worker = start(CHURN, registry.storage.url, publication.policy, publication.prm, folder)
         wanted = generator.choice(["publish", "pull"])
-        while worker.stdout.readline().strip() != wanted:
-            pass
+        assert f"{wanted}\n" in worker.stdout  # reads on until it comes, or the worker ends
         stages.add(wanted)
         time.sleep(generator.uniform(0, 0.15))
         worker.send_signal(signal.SIGKILL)

@@ -182,10 +182,13 @@ def test_pull_from_a_store_that_may_only_be_read(registry, make_publication, tmp
 
 
 def test_checkout_keeps_a_copy(registry, make_publication, tmp_path):
-    registry.publish(make_publication())
+    publication = make_publication()
+    registry.publish(Publication("math", str(publication.policy), str(publication.prm)))
     first = registry.checkout("math@latest", tmp_path / "cache")
     again = registry.checkout("math@1", tmp_path / "cache")
     assert (first.copied, again.copied, first.folder) == (10, 0, again.folder)
+    (first.policy / "config.json").unlink()
+    assert registry.checkout("math@1", tmp_path / "cache").copied == 1
 
 
 def test_what_is_not_published(registry, make_publication, make_model, tmp_path):
@@ -235,6 +238,22 @@ def test_publishing_under_the_same_key_changes_nothing(registry, make_publicatio
     again = registry.publish(make_publication(weights=0, key="run 1, iteration 1"))
     other = registry.publish(make_publication(weights=0, key="run 1, iteration 2"))
     assert (again, other.version) == (first, 2)
+
+
+def test_a_publisher_that_was_killed_can_just_publish_again(registry, make_publication, make_metrics):
+    """Whether it had published, or also moved its aliases: the second time does what is left, and no more."""
+    first = make_publication(weights=0, metrics=make_metrics(0.2), key="one")
+    registry.publish(first)
+    for _ in range(2):  # killed before it moved the alias; and again when all is done
+        assert registry.publish(first, alias="best").version == 1
+        assert registry.publish(first, alias="candidate").version == 1
+    second = make_publication(weights=1, metrics=make_metrics(0.9), parent="math@1", key="two")
+    registry.publish(second, alias="best")
+    registry.set_alias("math@2", "candidate")
+    registry.publish(first, alias="best")
+    registry.publish(first, alias="candidate")
+    assert registry.aliases("math") == {"best": 2, "candidate": 2}
+    assert len(registry.history("math")) == 4
 
 
 def test_large_files_are_found_again_and_told_apart(registry, make_publication, make_model):

@@ -1,0 +1,21 @@
+"""The options that all commands of `prm pairs` share."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["registry_options"]
+
+
+def registry_options() -> argparse.ArgumentParser:
+    """A parent parser with `--registry` and `--single-writer`."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--registry", metavar="URL", help="folder or URL (default: $PRMKIT_REGISTRY, else runs/registry)"
+    )
+    common.add_argument(
+        "--single-writer",
+        action="store_true",
+        help="nobody else changes the registry meanwhile; needed where there are no conditional writes",
+    )
+    return common

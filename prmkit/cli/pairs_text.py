@@ -1,0 +1,203 @@
+"""How `prm pairs` prints pairs: plain text, so that a thousand versions are listed at once."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from registry.aliases import Move
+    from registry.difference import Difference
+    from registry.listing import Summary
+    from registry.manifest import Manifest
+
+__all__ = [
+    "TransferProgress",
+    "describe",
+    "difference_text",
+    "format_size",
+    "history_text",
+    "plain",
+    "table",
+    "versions_text",
+]
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+_SHOWN = ("accuracy", "majority", "pass_at_1", "prm_auroc", "prm_ece")
+_CARD = ("license", "languages", "base_models", "intended_use", "limitations", "contact", "tags")
+
+
+class TransferProgress:
+    """Says on stderr how far a transfer is: one line kept up to date on a terminal, a line now and then elsewhere.
+
+    A `registry.storage.Watch`; its methods may be called from several threads.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._live = sys.stderr.isatty()
+        self._pause = 0.2 if self._live else 5.0
+        self._total = self._done = 0
+        self._start = self._printed = time.monotonic()
+
+    def begin(self, files: int, size: int) -> None:
+        del files
+        with self._lock:
+            self._total += size
+
+    def advance(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            moment = time.monotonic()
+            if moment - self._printed < self._pause:
+                return
+            self._printed = moment
+            pace = self._done / (moment - self._start)
+            left = max(0, self._total - self._done) / pace if pace else 0.0
+            text = (
+                f"{self._name}: {format_size(self._done)} of {format_size(self._total)}, {format_size(int(pace))}/s, "
+                f"{left:.0f} s left"
+            )
+            print(
+                f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True
+            )
+
+    def close(self) -> None:
+        """Clear the line."""
+        if self._live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def plain(text: str) -> str:
+    """The text without control characters: what others wrote into a manifest must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def format_size(size: int) -> str:
+    """Bytes for people, e.g. `2.0 GB` (of 10^9)."""
+    value = float(size)
+    for unit in _UNITS:
+        if value < 1000 or unit == _UNITS[-1]:
+            break
+        value /= 1000
+    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Columns two spaces apart; those numbered in `right` are set to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    )
+
+
+def versions_text(summaries: Sequence[Summary], aliases: Mapping[str, Mapping[str, int]]) -> str:
+    """A line a version: number, aliases, metrics, gate, parent, size, date.
+
+    Args:
+        summaries: of one or several pairs.
+        aliases: by pair.
+    """
+    present = [name for name in _SHOWN if any(name in summary.figures for summary in summaries)]
+    names: dict[tuple[str, int], list[str]] = {}
+    for pair, targets in aliases.items():
+        for alias, version in targets.items():
+            names.setdefault((pair, version), []).append(alias)
+    rows = [
+        [
+            f"{s.pair}@{s.version}",
+            ", ".join(names.get((s.pair, s.version), ())),
+            *(f"{s.figures[name]:.4f}" if name in s.figures else "-" for name in present),
+            "passed" if s.passed else "-",
+            s.parent or "-",
+            format_size(s.size),
+            s.published[:16].replace("T", " "),
+        ]
+        for s in summaries
+    ]
+    count = len(present)
+    return table(
+        ["version", "aliases", *present, "gate", "parent", "size", "published"],
+        rows,
+        right=(*range(2, 2 + count), 4 + count),
+    )
+
+
+def history_text(manifests: Sequence[Summary], moves: Sequence[Move]) -> str:
+    """Every change of a pair, by time."""
+    lines = [(s.published, f"{s.pair}@{s.version} published by {s.by}") for s in manifests]
+    for move in moves:
+        before, after = (f"@{n}" if n is not None else "nothing" for n in (move.before, move.after))
+        text = f"{move.pair}@{move.alias} moved from {before} to {after} by {move.by}"
+        text += ", gate overruled" if move.forced else ""
+        lines.append((move.time, text + (f": {move.reason}" if move.reason else "")))
+    return "\n".join(f"{when}  {text}" for when, text in sorted(lines))
+
+
+def difference_text(first: str, second: str, found: Difference) -> str:
+    """What differs, a section a kind."""
+    lines = [f"{first} -> {second}"]
+    for sign, paths in (("+", found.added), ("-", found.removed), ("~", found.changed)):
+        lines += [f"  {sign} {path}" for path in paths]
+    lines.append(f"  {found.same} files the same; {format_size(found.new)} new, {format_size(found.shared)} shared")
+    for name, (mine, theirs) in found.figures.items():
+        values = ["-" if value is None else f"{value:.4f}" for value in (mine, theirs)]
+        change = "" if mine is None or theirs is None else f"  ({theirs - mine:+.4f})"
+        lines.append(f"  {name}: {values[0]} -> {values[1]}{change}")
+    lines += [f"  {name}: {_short(mine)} -> {_short(theirs)}" for name, (mine, theirs) in found.fields.items()]
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def describe(manifest: Manifest, aliases: Sequence[str]) -> str:
+    """A version's manifest for people."""
+    lines = [f"{manifest.ref}  {manifest.card.summary}".rstrip()]
+
+    def add(name: str, text: str, *more: str) -> None:
+        lines.append(f"{name:<13}{text}")
+        lines.extend(f"{'':<13}{line}" for line in more)
+
+    add("aliases", ", ".join(aliases) or "-")
+    add("published", f"{manifest.published} by {manifest.by}")
+    add("parent", manifest.parent or "-")
+    for name, entry in (("policy", manifest.policy), ("prm", manifest.prm)):
+        size = format_size(sum(file.size for file in entry.files))
+        facts = entry.facts
+        what = f"{facts.architecture}, {facts.parameters:,} parameters, context {facts.context_length}, {size}"
+        add(name, what, *(f"{file.sha256[:12]}  {file.path}" for file in entry.files))
+    add("attachments", ", ".join(file.path for file in manifest.attachments) or "-")
+    if manifest.metrics is not None:
+        add("measured on", f"{manifest.metrics.dataset}, {manifest.metrics.problems} problems", *_figures(manifest))
+    add("gate", "passed" if manifest.gate.passed else "not passed", *manifest.gate.reasons)
+    verdict = manifest.compatibility
+    add("compatible", "yes" if verdict.ok else "no", *verdict.problems, *verdict.notes)
+    for field in _CARD:
+        value = getattr(manifest.card, field)
+        if value:
+            add(field.replace("_", " "), ", ".join(value) if isinstance(value, tuple) else value)
+    if manifest.recipe.revision is not None:
+        add("code", manifest.recipe.revision + (" with changes on top" if manifest.recipe.dirty else ""))
+    return "\n".join(lines)
+
+
+def _figures(manifest: Manifest) -> list[str]:
+    assert manifest.metrics is not None
+    lines = []
+    for name, figure in manifest.metrics.figures.items():
+        interval = ""
+        if figure.low is not None and figure.high is not None:
+            interval = f"  [{figure.low:.4f}, {figure.high:.4f}]"
+        lines.append(f"{name} {figure.value:.4f}{interval}")
+    return lines
