@@ -163,6 +163,11 @@ class Estimator:
             self.inherited += len(old)
         return [self._known.get(prefix) for prefix in prefixes]
 
+    def right_through(self, prefix: tuple[int, ...]) -> Rollout | None:
+        """The first right rollout there is, wherever it was sampled from, that passes through a prefix."""
+        n = len(prefix)
+        return next((r for r in self._rollouts if r.right and len(r.token_ids) > n and r.token_ids[:n] == prefix), None)
+
     def _pay(self, rollouts: int) -> bool:
         """Count rollouts that are about to be sampled, unless they go beyond the limit."""
         if self._sampling.limit is not None and self.sampled + rollouts > self._sampling.limit:

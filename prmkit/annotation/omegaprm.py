@@ -54,6 +54,9 @@ class OmegaPRMParams:
         reuse_rollouts: take over rollouts from a shorter prefix that pass through a longer one, and sample the rest.
         right_per_problem: distinct right solutions kept as positives, those sampled most often first; null keeps all,
             0 none.
+        counterparts: keep with every first error a right solution that is the same up to there. A PRM that sees both
+            cannot tell them by how risky a step looks, only by what it says. They cost nothing: the prefix before a
+            first error was found to be right by just such rollouts.
         sampling: how the first rollouts are sampled.
         rollout_sampling: how the others are sampled; null samples them alike.
         seed: of the run.
@@ -73,6 +76,7 @@ class OmegaPRMParams:
     searches_at_once: int = 4
     reuse_rollouts: bool = True
     right_per_problem: int | None = 1
+    counterparts: bool = True
     sampling: SamplingParams = field(default_factory=SamplingParams)
     rollout_sampling: SamplingParams | None = None
     seed: int = 0
@@ -196,7 +200,8 @@ class _Search:
         while wave := self._pick():
             if not await self._search(wave):
                 break
-        records = (*self._wrong_records(), *self._right_records(root))
+        wrong, before = self._wrong_records()
+        records = (*wrong, *self._right_records(root, before))
         return ProblemLabels(records, self._counts(root, records), self._tree())
 
     # -- selection --------------------------------------------------------------------------------------------------
@@ -304,8 +309,10 @@ class _Search:
 
     # -- what comes of it -------------------------------------------------------------------------------------------
 
-    def _wrong_records(self) -> list[StepLabels]:
+    def _wrong_records(self) -> tuple[list[StepLabels], list[tuple[int, ...]]]:
+        """Records, one for each distinct prefix that ends with a first error; and those prefixes without the error."""
         records: list[StepLabels] = []
+        before: list[tuple[int, ...]] = []
         emitted: set[tuple[int, ...]] = set()
         for candidate, first_error in self._searched:
             if first_error is None:
@@ -313,8 +320,9 @@ class _Search:
             ends = ids_of(candidate.pieces[: first_error + 1])
             if ends not in emitted:
                 emitted.add(ends)
+                before.append(ids_of(candidate.pieces[:first_error]))
                 records.append(self._record(candidate, first_error))
-        return records
+        return records, before
 
     def _record(self, candidate: _Candidate, first_error: int) -> StepLabels:
         n = len(candidate.pieces)
@@ -329,12 +337,17 @@ class _Search:
             values[-1], rollouts[-1] = 0.0, 1  # the grade of the whole
         return self._labels(tuple(piece.text for piece in candidate.pieces), tuple(values), tuple(rollouts), False)
 
-    def _right_records(self, root: Sequence[Rollout]) -> list[StepLabels]:
+    def _right_records(self, root: Sequence[Rollout], before: Sequence[tuple[int, ...]]) -> list[StepLabels]:
+        """Right solutions: the most frequent ones, and one through each of the prefixes."""
         texts = {r.token_ids: self._solution_texts(r) for r in dict.fromkeys(root) if r.finished}
         sampled = [texts[r.token_ids] for r in root if r.finished]
         right = [texts[r.token_ids] for r in root if r.right]
         picked = most_frequent(right, sampled, self._params.right_per_problem)
-        return [self._labels(steps, (1.0,) * len(steps), (1,) * len(steps), True) for steps in picked]
+        if self._params.counterparts:
+            through = [self._estimator.right_through(prefix) for prefix in dict.fromkeys(before)]
+            picked += [self._solution_texts(rollout) for rollout in through if rollout is not None]
+        kept = dict.fromkeys(steps for steps in picked if steps)
+        return [self._labels(steps, (1.0,) * len(steps), (1,) * len(steps), True) for steps in kept]
 
     def _solution_texts(self, rollout: Rollout) -> tuple[str, ...]:
         if self._params.cut_at == "steps":
