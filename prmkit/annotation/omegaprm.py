@@ -56,7 +56,8 @@ class OmegaPRMParams:
             0 none.
         counterparts: keep with every first error a right solution that is the same up to there. A PRM that sees both
             cannot tell them by how risky a step looks, only by what it says. They cost nothing: the prefix before a
-            first error was found to be right by just such rollouts.
+            first error was found to be right by just such rollouts. Where errors can cancel, many of them are right by
+            luck.
         sampling: how the first rollouts are sampled.
         rollout_sampling: how the others are sampled; null samples them alike.
         seed: of the run.
@@ -76,7 +77,7 @@ class OmegaPRMParams:
     searches_at_once: int = 4
     reuse_rollouts: bool = True
     right_per_problem: int | None = 1
-    counterparts: bool = True
+    counterparts: bool = False
     sampling: SamplingParams = field(default_factory=SamplingParams)
     rollout_sampling: SamplingParams | None = None
     seed: int = 0

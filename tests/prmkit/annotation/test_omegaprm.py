@@ -125,6 +125,20 @@ def test_the_tree_holds_every_state_and_search(annotate, tree_policy):
     assert tree.to_json()["schema"] == 1
 
 
+def test_every_first_error_has_a_right_counterpart(annotate, tree_policy):
+    policy = tree_policy(noise_free(8, 0.15))
+    with_, budget = annotate(policy, max_searches=10, right_per_problem=0, counterparts=True)
+    without, same = annotate(policy, max_searches=10, right_per_problem=0)
+    wrong = [record for record in with_.records if not record.correct]
+    right = [record for record in with_.records if record.correct]
+    assert list(without.records) == wrong
+    assert budget.spent.samples == same.spent.samples, "they cost nothing"
+    assert len({record.steps for record in right}) == len(right)
+    for record in wrong:
+        before = record.steps[: true_error(record.steps)]
+        assert any(other.steps[: len(before)] == before and true_error(other.steps) == -1 for other in right)
+
+
 def test_what_leaves_the_pool_is_not_searched_again(annotate, tree_policy):
     """With 13 steps and few ways to go wrong, many rollouts err where another did: those are known, not searched."""
 
