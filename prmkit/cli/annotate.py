@@ -36,6 +36,7 @@ examples:
   prm annotate --config C --policy P --output part-2.jsonl --shard 2/8      the second eighth; concatenate the outputs
   prm annotate --config C --policy P --output steps.jsonl --shared true     start as many as you like, on any machine
   prm annotate --convert math-aps.jsonl --to prmkit --output steps.jsonl    see prm annotate --convert --help
+  prm annotate --judge steps.jsonl --prm my-prm                             see prm annotate --judge --help
 
 Writes one JSON line a labelled solution, the search trees beside them (<output>.trees.jsonl), settings and counts
 (<output>.meta.json) and a report (<output>.report.json). A run that was killed goes on where it stopped when it is
@@ -112,10 +113,15 @@ def parser(method: str = "omegaprm") -> Any:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
-    if any(argument.partition("=")[0] == "--convert" for argument in argv):
+    flags = {argument.partition("=")[0] for argument in argv}
+    if "--convert" in flags:
         from prmkit.cli.convert import run_convert
 
         return run_convert(argv)
+    if "--judge" in flags:
+        from prmkit.cli.judge import run_judge_command
+
+        return run_judge_command(argv)
     arguments, _ = expand_configs(argv)
     method = peek(arguments, "method", AnnotateConfig.method)
     parse = parser(method)
