@@ -24,9 +24,12 @@ _USAGE = {
 }
 
 _KEYS = """keys of a config:
-  model.class_path        lightning_modules.sft.SFT | lightning_modules.prm.PRM, with model.init_args.*
-  data.class_path         datamodules.sft.SFTDataModule | datamodules.step_labels.StepLabelDataModule,
-                          with data.init_args.*
+  model.class_path        lightning_modules.sft.SFT | lightning_modules.prm.PRM | lightning_modules.grpo.GRPO |
+                          lightning_modules.ppo.PPO | lightning_modules.dpo.DPO | lightning_modules.offline_awr.AWR,
+                          with model.init_args.*
+  data.class_path         datamodules.sft.SFTDataModule | datamodules.step_labels.StepLabelDataModule |
+                          datamodules.experience.ExperienceDataModule (GRPO, PPO) |
+                          datamodules.experience_offline.OfflineDataModule (DPO, AWR), with data.init_args.*
   trainer.*               Lightning's Trainer: max_epochs, accelerator, devices, strategy, precision,
                           accumulate_grad_batches, gradient_clip_val, val_check_interval, callbacks, logger, ...
   seed_everything         seed of Python, NumPy and torch (default 0)
@@ -98,7 +101,8 @@ def _run(command: str, argv: Sequence[str]) -> int:
 def _help(command: str) -> str:
     from prmkit.resources import shipped_configs
 
-    configs = ", ".join((*shipped_configs("sft"), *shipped_configs("prm")))
+    jobs = ("sft", "prm", "grpo", "ppo", "dpo")
+    configs = ", ".join(name for job in jobs for name in shipped_configs(job))
     examples = _EXAMPLES.get(
         command, f"examples:\n  prm {command} --config configs/prm/accumulator.yaml --ckpt_path last"
     )

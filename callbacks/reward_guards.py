@@ -1,0 +1,181 @@
+"""Guards against reward hacking: warn when the rollouts drift, and on request go back to the last good weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from prmkit.errors import ConfigError
+
+__all__ = ["GuardLimits", "RewardGuards"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GuardLimits:
+    """How far figures of the rollouts may drift from their baseline. None switches a guard off.
+
+    Attributes:
+        step_length: tokens a step: largest factor up or down, above 1.
+        steps: steps a solution: largest factor up or down, above 1.
+        score_gap: largest rise of (lowest step score by the PRM) - (right by the verifier), mean over the same
+            solutions; above 0. Needs `data.rewards.outcome`, whose weight may be 0.
+        outcome_drop: largest fall of the verifier's mean from its best so far, in (0, 1).
+        kl: largest mean log-ratio to the reference by token, in nats, above 0; needs a reference.
+    """
+
+    step_length: float | None = 2.0
+    steps: float | None = 2.0
+    score_gap: float | None = 0.15
+    outcome_drop: float | None = 0.15
+    kl: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 1.0 if field.name in ("step_length", "steps") else 0.0
+            if value is not None and not value > least:
+                raise ConfigError(f"reward_guards.limits.{field.name}", value, f"a number above {least:g}, or None")
+
+
+class RewardGuards(Callback):
+    """Looks at every iteration's rollouts before they are trained on.
+
+    The baseline of a figure is its mean over the first iterations. A guard that is over its limit in `patience`
+    iterations one after the other trips: it warns, naming the optimiser step and the figures. With `rollback` the
+    weights go back to those of the last iteration whose guards were all quiet, and the fit ends.
+
+    Logs `guard/tripped` (how many guards are over their limits now). State, good weights included, is part of the
+    checkpoint.
+
+    Args:
+        limits: see GuardLimits.
+        baseline: iterations that make the baseline, at least 1.
+        patience: iterations over a limit before a guard trips, at least 1.
+        rollback: go back and stop; False only warns.
+    """
+
+    def __init__(
+        self,
+        limits: GuardLimits = GuardLimits(),
+        baseline: int = 3,
+        patience: int = 2,
+        rollback: bool = False,
+    ) -> None:
+        for name, value in (("baseline", baseline), ("patience", patience)):
+            if value < 1:
+                raise ConfigError(f"reward_guards.{name}", value, "an integer of at least 1")
+        self.limits, self.baseline, self.patience, self.rollback = limits, baseline, patience, rollback
+        self._first: dict[str, list[float]] = {}
+        self._over: dict[str, int] = {}
+        self._best_outcome = -math.inf
+        self._kl = 0.0
+        self._good: dict[str, Tensor] | None = None
+        self._good_step = 0
+        self._stopped = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch.report is None:
+            return
+        figures = self._figures(batch.report)
+        over = self._look(figures)
+        pl_module.log("guard/tripped", float(len(over)))
+        if not over:
+            self._remember(trainer, pl_module)
+        tripped = [name for name in over if self._over[name] >= self.patience]
+        if not tripped:
+            return
+        logger.warning(
+            "reward guards at optimiser step %d: %s", trainer.global_step, "; ".join(over[name] for name in tripped)
+        )
+        if self.rollback and self._good is not None:
+            logger.warning(
+                "reward guards: going back to the weights of optimiser step %d, and stopping", self._good_step
+            )
+            self._stopped = trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if "train/kl" in trainer.callback_metrics:
+            self._kl = float(trainer.callback_metrics["train/kl"])
+        if self._stopped:  # a callback cannot keep the batch at hand from being trained on: it is undone
+            self._go_back(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "first": self._first,
+            "over": self._over,
+            "best_outcome": self._best_outcome,
+            "kl": self._kl,
+            "good": self._good,
+            "good_step": self._good_step,
+            "stopped": self._stopped,
+            "limits": asdict(self.limits),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first, self._over = state_dict["first"], state_dict["over"]
+        self._best_outcome, self._kl = state_dict["best_outcome"], state_dict["kl"]
+        self._good, self._good_step = state_dict["good"], state_dict["good_step"]
+        self._stopped = state_dict["stopped"]
+
+    def _figures(self, report: dict[str, float]) -> dict[str, float]:
+        found = {name: report[f"rollout/{name}"] for name in ("step_length", "steps", "score_gap", "outcome")
+                 if f"rollout/{name}" in report}  # fmt: skip
+        return {**found, "kl": self._kl}
+
+    def _look(self, figures: dict[str, float]) -> dict[str, str]:
+        """What is over its limit, in words; none while the baseline is being made."""
+        complete = True
+        for name in ("step_length", "steps", "score_gap"):
+            known = self._first.setdefault(name, [])
+            if name in figures and len(known) < self.baseline:
+                known.append(figures[name])
+                complete = False
+        outcome = figures.get("outcome")
+        if outcome is not None:
+            self._best_outcome = max(self._best_outcome, outcome)
+        over = {} if not complete else self._over_limits(figures)
+        self._over = {name: self._over.get(name, 0) + 1 for name in over}
+        return over
+
+    def _over_limits(self, figures: dict[str, float]) -> dict[str, str]:
+        over: dict[str, str] = {}
+        for name in ("step_length", "steps"):
+            limit = getattr(self.limits, name)
+            if limit is None or not self._first[name]:
+                continue
+            usual = sum(self._first[name]) / len(self._first[name])
+            factor = max(figures[name], 1e-9) / max(usual, 1e-9)
+            if not 1 / limit <= factor <= limit:
+                over[name] = f"{name} {figures[name]:.3g}, {factor:.2f} times the baseline {usual:.3g}"
+        if self.limits.score_gap is not None and self._first["score_gap"]:
+            usual = sum(self._first["score_gap"]) / len(self._first["score_gap"])
+            if figures["score_gap"] - usual > self.limits.score_gap:
+                over["score_gap"] = f"score_gap {figures['score_gap']:.3f}, baseline {usual:.3f}"
+        drop = self._best_outcome - figures.get("outcome", self._best_outcome)
+        if self.limits.outcome_drop is not None and drop > self.limits.outcome_drop:
+            over["outcome_drop"] = f"outcome {figures['outcome']:.3f}, best {self._best_outcome:.3f}"
+        if self.limits.kl is not None and figures["kl"] > self.limits.kl:
+            over["kl"] = f"kl {figures['kl']:.3f}, limit {self.limits.kl:.3f}"
+        return over
+
+    def _remember(self, trainer: Trainer, module: LightningModule) -> None:
+        """Keep the weights that sampled this iteration."""
+        if self.rollback:
+            self._good = {n: p.detach().cpu().clone() for n, p in module.named_parameters() if p.requires_grad}
+            self._good_step = trainer.global_step
+
+    def _go_back(self, module: LightningModule) -> None:
+        assert self._good is not None
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if name in self._good:
+                    parameter.copy_(self._good[name])

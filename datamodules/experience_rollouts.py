@@ -1,0 +1,376 @@
+"""The rollout worker of a data module: samples with the module's policy, has solutions judged, fills in the rest.
+
+The engine reads the weights of the module that is trained again before every use, so that nothing is sampled from an
+older policy. What is asked of the module is in `Learner`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from datamodules.experience_records import EvalBatch, Experience, Sums, make_experience
+from datamodules.prompts import PromptStream
+from prmkit.engines import HFEngine
+from prmkit.errors import ConfigError, DataError, StepFormatError
+from prmkit.losses import world_size
+from prmkit.models import PRMModel, resolve_folder
+from prmkit.rewards import OutcomeConfig, RewardsConfig
+from prmkit.rollouts import DynamicSampling, Group, Judge, Rollout, has_signal, roll_out, rollout_sums
+from prmkit.scoring import PRMScorer
+from prmkit.seeding import derive_seed
+from prmkit.steps import BoundStepFormat, StepFormat, get_step_format
+from prmkit.types import Grader, Problem, SamplingParams
+
+__all__ = ["EngineOptions", "Learner", "PRMSource", "RolloutWorker", "WorkerOptions", "gather"]
+
+logger = logging.getLogger(__name__)
+
+
+class Learner(Protocol):
+    """What the data module asks of a LightningModule that optimises a policy.
+
+    Attributes:
+        model: causal language model that is trained.
+        bound_format: its step format in its tokenizer's ids.
+        group_size: solutions a prompt, at least 1.
+        temperature: the policy is softmax(logits / temperature); solutions are sampled from it.
+    """
+
+    model: nn.Module
+    bound_format: BoundStepFormat
+    group_size: int
+    temperature: float
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def require_reference(self) -> None:
+        """Something needs log-probabilities of the reference policy; called before the models are built."""
+        ...
+
+    def reference_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
+        """[B, T] log-probabilities under the reference where `written` is True, 0 elsewhere; no gradient."""
+        ...
+
+    def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
+        """Fields of Experience, [B, T] each, that the loss needs from before the first optimiser step of an iteration.
+
+        `single_update`: the iteration has one optimiser step, so that log-probabilities at its beginning are those of
+        the forward pass itself.
+        """
+        ...
+
+    def advantages(self, experience: Any) -> tuple[dict[str, Tensor], Sums]:
+        """Fields `advantages` (and `returns`) of an Experience, and figures for the logs. Collective."""
+        ...
+
+    def loss_count(self, batch: Any) -> int:
+        """Items that a PolicyBatch's policy loss is divided by."""
+        ...
+
+
+@dataclass(frozen=True)
+class PRMSource:
+    """The process reward model that scores rollouts.
+
+    Attributes:
+        path: model folder or hub name.
+        step_format: preset, file or folder in place of the model's own; None reads its `step_format.json`.
+        dtype: type of the weights.
+        max_batch_tokens: tokens computed at once at most.
+    """
+
+    path: str
+    step_format: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_batch_tokens: int = 8192
+
+    def checked_format(self, policy: BoundStepFormat) -> StepFormat:
+        """The PRM's step format, once it is known to mean the same by a step as the policy's.
+
+        Raises:
+            DataError: no such model.
+            StepFormatError: the PRM was trained on steps that end otherwise than the policy's.
+        """
+        folder = resolve_folder(self.path)
+        spec = StepFormat.load(folder) if self.step_format is None else get_step_format(self.step_format)
+        theirs, ours = spec.policy.separator, policy.spec.policy.separator
+        if theirs != ours:
+            raise StepFormatError(
+                f"data.prm.path {self.path}: its step format {spec.name!r} ends steps with {theirs!r}, the policy's "
+                f"({policy.spec.name!r}) with {ours!r}. Take a PRM trained on the policy's steps, or set "
+                f"data.prm.step_format when its file is wrong."
+            )
+        return spec
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the in-process engine samples.
+
+    Attributes:
+        max_rows: solutions written together at most, at least 1.
+        cache_tokens: tokens of prompts kept for later requests of the same weights.
+    """
+
+    max_rows: int = 256
+    cache_tokens: int = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """Settings of the data module that its worker needs; see there.
+
+    Attributes:
+        groups: prompts of this rank in an iteration.
+        single_update: the iteration has one optimiser step.
+    """
+
+    groups: int
+    single_update: bool
+    max_tokens: int
+    rewards: RewardsConfig
+    prm: PRMSource | None
+    dynamic: DynamicSampling | None
+    engine: EngineOptions
+    scoring_tokens: int
+    seed: int
+
+
+class RolloutWorker:
+    """Samples, judges, scores. Made once the models are built; every rank has its own.
+
+    Args:
+        learner: the module that is trained.
+        grader: judges answers.
+        precision: makes the context that the trainer's forward passes run in.
+        options: see WorkerOptions.
+
+    Attributes:
+        rollouts: of the last iteration on this rank, kept groups only.
+
+    Raises:
+        ConfigError: no room for solutions in the model's context.
+        DataError, StepFormatError: a PRM that cannot be used.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        grader: Grader,
+        precision: Callable[[], AbstractContextManager[Any]],
+        options: WorkerOptions,
+    ) -> None:
+        self._learner, self._precision, self._options = learner, precision, options
+        self._resources = ExitStack()
+        if isinstance(grader, AbstractContextManager):
+            self._resources.enter_context(grader)
+        context = int(learner.model.config.get_text_config().max_position_embeddings)  # type: ignore[operator,union-attr]
+        if options.max_tokens >= context:
+            raise ConfigError("data.max_tokens", options.max_tokens, f"less than the model's context of {context} ids")
+        self.longest_prompt = context - options.max_tokens
+        separator = learner.bound_format.spec.policy.separator
+        scorer = None if options.prm is None else self._scorer(options.prm)
+        self._judge = Judge(options.rewards, grader, scorer, separator, self._references)
+        right = RewardsConfig(OutcomeConfig(truncated="wrong"))
+        self._examiner = Judge(right, grader, separator=separator)
+        self._engine: HFEngine | None = None
+        self.rollouts: list[Rollout] = []
+
+    def close(self) -> None:
+        """End the grader's processes."""
+        self._resources.close()
+
+    def collect(self, stream: PromptStream, position: int, version: int) -> tuple[Experience, Sums, int]:
+        """This rank's experience of an iteration, with advantages. Collective.
+
+        Args:
+            stream: prompts, the same on every rank.
+            position: number of the first prompt that was not drawn yet.
+            version: of the weights; stamped on completions.
+
+        Returns:
+            The experience, figures over this rank, and the new position.
+        """
+        start = time.perf_counter()
+        engine = self._synced(version)
+        groups, drawn, position = self._waves(engine, stream, position)
+        self.rollouts = [rollout for group in groups for rollout in group]
+        seconds = time.perf_counter() - start
+        sums = rollout_sums(rollout for group in drawn for rollout in group)
+        sums["dropped"] = (float(len(drawn) - len(groups)), len(drawn))
+        tokens = sum(len(rollout.token_ids) for group in drawn for rollout in group)
+        sums["tokens_per_second"] = (tokens * world_size() / seconds, 1)
+        sums["sampling_seconds"] = (seconds, 1)
+        experience = make_experience(self.rollouts, self._pad_id)
+        experience = experience.filled(self._scored(experience))
+        filled, found = self._learner.advantages(experience)
+        sums["scoring_seconds"] = (time.perf_counter() - start - seconds, 1)
+        return experience.filled(filled), {**sums, **found}, position
+
+    def evaluate(self, problems: Sequence[Problem], numbers: range, samples: int, temperature: float) -> EvalBatch:
+        """Solutions of some problems, judged; a problem whose prompt is too long counts as wrong."""
+        engine = self._synced(self._engine.weight_version if self._engine is not None else 0)
+        fitting = [number for number in numbers if self.fits(problems[number])]
+        sampling = SamplingParams(self._options.max_tokens, temperature)
+        seed = derive_seed("validation", self._options.seed)
+        with torch.inference_mode():
+            groups = asyncio.run(
+                roll_out([(n, problems[n]) for n in fitting], engine, self._examiner, samples, sampling, seed)
+            )
+        rows = [rollout for group in groups for rollout in group]
+        missing = (0.0,) * (samples * (len(numbers) - len(fitting)))
+        right = [0.0 if rollout.reward is None else rollout.reward.total for rollout in rows]
+        return EvalBatch(
+            ids=tuple(problems[number].id for number in numbers for _ in range(samples)),
+            right=torch.tensor([*right, *missing]),
+            length=torch.tensor([*(float(len(rollout.token_ids)) for rollout in rows), *missing]),
+            steps=torch.tensor([*(float(len(rollout.trace.steps)) for rollout in rows), *missing]),
+            truncated=torch.tensor([*(float(rollout.trace.finish == "length") for rollout in rows), *missing]),
+        )
+
+    def fits(self, problem: Problem) -> bool:
+        """Does the prompt leave room for a whole solution?"""
+        return len(self._learner.bound_format.prompt_ids(problem.question)) <= self.longest_prompt
+
+    @property
+    def _pad_id(self) -> int:
+        tokenizer = self._learner.bound_format.tokenizer
+        return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+    def _scorer(self, source: PRMSource) -> PRMScorer:
+        spec = source.checked_format(self._learner.bound_format)
+        model = PRMModel.from_pretrained(source.path, spec, source.dtype, self._learner.device)
+        return PRMScorer(model, max_batch_tokens=source.max_batch_tokens)
+
+    def _synced(self, version: int) -> HFEngine:
+        """The engine with the weights as they are now."""
+        # Buffers made in inference mode may not be written outside it: all of the engine's are.
+        with torch.inference_mode():
+            if self._engine is None:
+                options = self._options.engine
+                self._engine = HFEngine(
+                    self._learner.model,
+                    self._learner.bound_format,
+                    max_rows=options.max_rows,
+                    cache_tokens=options.cache_tokens,
+                    device=self._learner.device,
+                    weight_version=version,
+                )
+            self._engine.update_weights(None, version)
+        return self._engine
+
+    def _waves(self, engine: HFEngine, stream: PromptStream, position: int) -> tuple[list[Group], list[Group], int]:
+        """Kept groups in the order of prompts, all groups drawn, and the new position."""
+        options, rank = self._options, dist.get_rank() if world_size() > 1 else 0
+        kept: list[Group] = []
+        drawn: list[Group] = []
+        for wave in range(1 if options.dynamic is None else options.dynamic.max_waves):
+            missing = options.groups - len(kept)
+            factor = 1.0 if options.dynamic is None else options.dynamic.oversample
+            shares = gather(math.ceil(missing * factor))
+            if not any(shares):
+                break
+            if wave == 0:  # dealt out one by one, so that an optimiser step's prompts do not depend on the ranks
+                numbers = [position + rank + len(shares) * n for n in range(shares[rank])]
+            else:
+                first = position + sum(shares[:rank])
+                numbers = list(range(first, first + shares[rank]))
+            position += sum(shares)
+            new = self._sample(engine, [(number, stream[number]) for number in numbers])
+            drawn += new
+            kept += [group for group in new if options.dynamic is None or has_signal(group, options.dynamic)]
+            kept = kept[: options.groups]
+        if len(kept) < options.groups:
+            logger.warning(
+                "dynamic sampling: %d of %d groups have a signal after %d waves, %d groups in all; going on with them",
+                len(kept), options.groups, wave + 1, len(drawn),
+            )  # fmt: skip
+        return kept, drawn, position
+
+    def _sample(self, engine: HFEngine, prompts: list[tuple[int, Problem]]) -> list[Group]:
+        sampling = SamplingParams(self._options.max_tokens, self._learner.temperature)
+        size, seed = self._learner.group_size, self._options.seed
+        with torch.inference_mode():
+            return asyncio.run(roll_out(prompts, engine, self._judge, size, sampling, seed))
+
+    def _references(self, rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:
+        """For the KL part of the reward."""
+        bare = make_experience(rollouts, self._pad_id)
+        place = torch.arange(bare.input_ids.shape[1])
+        starts = torch.tensor([len(rollout.prompt_ids) for rollout in rollouts])
+        written = bare.attention_mask & (place >= starts[:, None])
+        found = self._over_rows(
+            bare, lambda ids, mask: {"logprobs": self._learner.reference_logprobs(ids, mask)}, written
+        )["logprobs"]
+        return [tuple(row[mask].tolist()) for row, mask in zip(found, written, strict=True)]
+
+    def _scored(self, experience: Experience) -> dict[str, Tensor]:
+        def score(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+            return self._learner.score_tokens(ids, mask, self._options.single_update)
+
+        return self._over_rows(experience, score, experience.action_mask)
+
+    def _over_rows(
+        self, experience: Experience, score: Callable[[Tensor, Tensor], dict[str, Tensor]], mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Results of a pass without gradient over all rows, at most `scoring_tokens` padded tokens at once."""
+        lengths = experience.attention_mask.sum(1).tolist()
+        order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+        device = self._learner.device
+        found: dict[str, Tensor] = {}
+        start = 0
+        if not order:  # a blank row tells which results there are
+            blank = torch.full((1, 2), self._pad_id, device=device)
+            with torch.no_grad(), self._precision():
+                return {name: torch.zeros(mask.shape) for name in score(blank, torch.zeros_like(blank).bool())}
+        while start < len(order):
+            width = lengths[order[start]]
+            rows = order[start : start + max(1, self._options.scoring_tokens // width)]
+            start += len(rows)
+            with torch.no_grad(), self._precision():
+                part = score(experience.input_ids[rows, :width].to(device), mask[rows, :width].to(device))
+            if not part:
+                return {}
+            for name, values in part.items():
+                whole = found.setdefault(name, torch.zeros(mask.shape))
+                whole[rows, :width] = values.float().cpu()
+        return found
+
+
+def gather(value: Any) -> list[Any]:
+    """The value of every rank, in order of rank. Collective."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def check_prompts(problems: Sequence[Problem], fits: Callable[[Problem], bool], longest: int) -> list[Problem]:
+    """Problems whose prompt leaves room for a solution; warns of the others with numbers. DataError for none."""
+    fitting = [problem for problem in problems if fits(problem)]
+    excluded = len(problems) - len(fitting)
+    if not fitting:
+        raise DataError(
+            f"data.prompts: all {excluded} prompts are longer than {longest} ids, the model's context less "
+            f"data.max_tokens. Lower data.max_tokens, or take other problems."
+        )
+    if excluded:
+        first = next(problem.id for problem in problems if not fits(problem))
+        logger.warning(
+            "prompts: %d of %d left out: longer than %d ids, the model's context less max_tokens (for example %s)",
+            excluded, len(problems), longest, first,
+        )  # fmt: skip
+    return fitting

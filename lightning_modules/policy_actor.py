@@ -1,0 +1,295 @@
+"""What GRPO and PPO share: log-probabilities of the policy and its reference, the policy's loss, and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
+
+from prmkit.errors import ConfigError
+from prmkit.losses import (
+    CHUNK_LOGITS,
+    KL_ESTIMATORS,
+    CorrectionConfig,
+    KLEstimator,
+    LossOutput,
+    MetricSum,
+    PolicyLossConfig,
+    entropy_loss,
+    importance_correction,
+    kl_loss,
+    kl_terms,
+    on_grid,
+    policy_loss,
+    predicted_positions,
+    row_weights,
+    token_logprobs,
+    world_size,
+)
+from prmkit.models import ModelSource, build_policy, checked_lm_head, hidden_states, resolve_folder
+
+__all__ = [
+    "KLPenalty",
+    "MetricWindow",
+    "PolicyEvaluation",
+    "PolicyObjective",
+    "PolicyScores",
+    "PolicyStep",
+    "Reference",
+    "loss_count",
+    "policy_step",
+    "score_policy",
+    "summed",
+]
+
+
+@dataclass(frozen=True)
+class KLPenalty:
+    """Pull towards the reference policy, in the loss.
+
+    Attributes:
+        weight: beta, at least 0; with 0 there is no reference model in memory.
+        estimator: "k1", "k2", "k3" or "k3_k2" (`prmkit.losses.kl`); "k3" is GRPO's.
+    """
+
+    weight: float = 0.0
+    estimator: KLEstimator = "k3"
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0.0:
+            raise ConfigError("model.kl.weight", self.weight, "a number of at least 0")
+        if self.estimator not in KL_ESTIMATORS:
+            raise ConfigError("model.kl.estimator", self.estimator, " | ".join(KL_ESTIMATORS))
+
+
+@dataclass(frozen=True)
+class PolicyObjective:
+    """Terms of the policy's loss.
+
+    Attributes:
+        loss: the surrogate.
+        kl: pull towards the reference.
+        entropy_weight: factor of the entropy bonus; 0 only logs the entropy.
+        correction: weights of generator against trainer; None gives all tokens the weight 1, and logs what they would
+            be.
+    """
+
+    loss: PolicyLossConfig
+    kl: KLPenalty
+    entropy_weight: float
+    correction: CorrectionConfig | None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyScores:
+    """A forward pass at the tokens that count. B rows, T tokens, N of them count.
+
+    Attributes:
+        logprobs, entropy: [B, T] float32; 0 where the mask is False.
+        states: [N, H] hidden states that predict the tokens, row by row.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    states: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStep:
+    """Loss of a micro-batch before normalisation, and figures for the logs."""
+
+    loss: LossOutput
+    metrics: Mapping[str, MetricSum]
+
+
+def score_policy(
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, temperature: float, chunk_logits: int = CHUNK_LOGITS
+) -> PolicyScores:
+    """Log-probabilities of the tokens that a mask marks, under softmax(logits / temperature).
+
+    Args:
+        model: causal language model.
+        input_ids: [B, T], padded on the right: causal attention never looks there, so that no mask is needed.
+        mask: [B, T] bool, True where a token counts; False in column 0.
+        temperature: above 0.
+        chunk_logits: logits held at once.
+    """
+    hidden = hidden_states(model.base_model, input_ids, None)
+    states, tokens = predicted_positions(hidden, input_ids, mask)
+    head = checked_lm_head(model)
+    found = token_logprobs(states, tokens, head, head.out_features, temperature, chunk_logits)
+    return PolicyScores(on_grid(found.logprobs, mask), on_grid(found.entropy, mask), states)
+
+
+def policy_step(scores: PolicyScores, batch: Any, objective: PolicyObjective) -> PolicyStep:
+    """Surrogate + beta KL - entropy bonus of a PolicyBatch, all weighed by the surrogate's reduction."""
+    mask, config = batch.action_mask, objective.loss
+    old = scores.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+    correction = importance_correction(old, batch.generator_logprobs, mask, objective.correction or CorrectionConfig())
+    surrogate = policy_loss(
+        scores.logprobs,
+        old,
+        batch.advantages,
+        mask,
+        config,
+        correction=None if objective.correction is None else correction.weights,
+        group_tokens=batch.group_tokens,
+        group_rows=batch.group_rows,
+    )
+    rows = row_weights(
+        config.reduction,
+        mask,
+        group_tokens=batch.group_tokens,
+        group_rows=batch.group_rows,
+        max_tokens=config.max_tokens,
+    )
+    total = surrogate.loss.loss_sum
+    metrics = dict(surrogate.metrics)
+    metrics["policy_loss"] = MetricSum(surrogate.loss.loss_sum.detach(), surrogate.loss.count)
+    metrics["entropy"] = MetricSum.over(scores.entropy, mask)
+    names = {"weight": "importance_weight", "cut": "importance_cut", "gap": "generator_gap"}
+    metrics.update({names.get(name, name): figure for name, figure in correction.metrics.items()})
+    if batch.reference_logprobs is not None:
+        metrics["kl"] = MetricSum.over(kl_terms(scores.logprobs.detach(), batch.reference_logprobs), mask)
+    if objective.kl.weight > 0.0:
+        divergence = kl_loss(scores.logprobs, batch.reference_logprobs, mask, rows, objective.kl.estimator)
+        total = total + objective.kl.weight * divergence.loss_sum
+    if objective.entropy_weight > 0.0:
+        total = total + objective.entropy_weight * entropy_loss(scores.entropy, mask, rows).loss_sum
+    return PolicyStep(LossOutput(total, surrogate.loss.count), metrics)
+
+
+def loss_count(batch: Any, config: PolicyLossConfig) -> int:
+    """Items that the surrogate of a PolicyBatch is divided by."""
+    rows = row_weights(
+        config.reduction,
+        batch.action_mask,
+        group_tokens=batch.group_tokens,
+        group_rows=batch.group_rows,
+        max_tokens=config.max_tokens,
+    )
+    return int(rows.count)
+
+
+class Reference:
+    """The reference policy: another model, a frozen copy of the start, or the policy without its adapters.
+
+    It is no submodule of the module that is trained: a frozen copy is built again from its source, so that checkpoints
+    hold the trained weights only.
+
+    Args:
+        source: where the policy comes from.
+        other: where the reference comes from; None is the source, or with adapters the policy without them.
+
+    Raises:
+        DataError: `other` names no model.
+    """
+
+    def __init__(self, source: ModelSource, other: ModelSource | None) -> None:
+        self._source, self._by_adapters = other or source, other is None and source.lora is not None
+        if other is not None and other.path is not None:
+            resolve_folder(other.path)
+        self.wanted = False
+        self._frozen: tuple[PreTrainedModel, ...] = ()  # a tuple, so that nobody takes it for a submodule
+
+    def build(self, policy: PreTrainedModel, tokenizer: Any) -> None:
+        """Build it, when it is wanted and another model than the policy. ConfigError for another vocabulary."""
+        if not self.wanted or self._by_adapters or self._frozen:
+            return
+        model = build_policy(self._source, tokenizer).eval().requires_grad_(False)
+        ours, theirs = checked_lm_head(policy).out_features, checked_lm_head(model).out_features
+        if ours != theirs:
+            raise ConfigError("model.reference", f"{theirs} tokens", f"a model of the policy's {ours} tokens")
+        self._frozen = (model,)
+
+    def logprobs(self, policy: PreTrainedModel, input_ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
+        """[B, T] log-probabilities under the reference where the mask is True; no gradient."""
+        with torch.no_grad():
+            if self._by_adapters:
+                with _without_adapters(policy):
+                    return score_policy(policy, input_ids, mask, temperature).logprobs
+            (model,) = self._frozen
+            if model.device != input_ids.device:
+                cast(nn.Module, model).to(input_ids.device)
+            return score_policy(model, input_ids, mask, temperature).logprobs
+
+
+@contextmanager
+def _without_adapters(model: nn.Module) -> Iterator[None]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside the block."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+class MetricWindow:
+    """Figures of the loss since the last optimiser step, and those of the iteration that has begun."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, MetricSum] = {}
+        self._report: dict[str, float] = {}
+
+    def add(self, metrics: Mapping[str, MetricSum], report: Mapping[str, float] | None) -> None:
+        """Count one micro-batch."""
+        for name, figure in metrics.items():
+            self._sums[name] = self._sums[name] + figure if name in self._sums else figure
+        self._report.update(report or {})
+
+    def pop(self) -> tuple[dict[str, MetricSum], dict[str, float]]:
+        """Figures over all ranks, and the iteration's; start anew. Collective."""
+        names = sorted(self._sums)
+        stacked = torch.stack([torch.stack([self._sums[n].total.double(), self._sums[n].count]) for n in names])
+        found = {n: MetricSum(row[0], row[1].long()) for n, row in zip(names, summed(stacked), strict=True)}
+        report = self._report
+        self._sums, self._report = {}, {}
+        return found, report
+
+
+class PolicyEvaluation(nn.Module):
+    """Means over the solutions of EvalBatches: pass@1, length, steps, share cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means = nn.ModuleDict({name: MeanMetric() for name in ("pass_at_1", "length", "steps", "truncated")})
+
+    def update(self, batch: Any) -> None:
+        values = {"pass_at_1": batch.right, "length": batch.length, "steps": batch.steps, "truncated": batch.truncated}
+        for name, value in values.items():
+            self.means[name].update(value)  # type: ignore[operator]
+
+    def log(self, module: LightningModule, stage: str) -> None:
+        for name, mean in self.means.items():
+            module.log(f"{stage}/{name}", cast(MeanMetric, mean), on_step=False, on_epoch=True)
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over ranks. Collective."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
