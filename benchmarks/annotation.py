@@ -244,7 +244,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policy", type=Path, default=Path("runs/demo/sft/policy"), help="folder of a trained policy")
-    parser.add_argument("--problems", type=int, default=400, help="questions a measurement")
+    parser.add_argument("--problems", type=int, default=200, help="questions a measurement")
     parser.add_argument("--quick", action="store_true", help="a fraction of it all, to see that it works")
     arguments = parser.parse_args()
     if not arguments.policy.is_dir():
