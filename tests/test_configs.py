@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from prmkit.cli import main
+from prmkit.cli.options import peek
 from prmkit.cli.parsing import expand_configs
 from prmkit.models import ModelSource, build_policy, load_tokenizer, save_policy
 from prmkit.resources import config_root, shipped_configs
@@ -106,9 +107,10 @@ def test_seed_and_folder_are_said_once(name, policies, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("name", [name for job in ("annotate", "search") for name in shipped_configs(job)])
 def test_annotate_and_search_configs_instantiate(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = importlib.import_module(f"prmkit.cli.{Path(name).parent.name}")
-    parser = command.parser()
+    job = Path(name).parent.name
+    command = importlib.import_module(f"prmkit.cli.{job}")
     arguments, _ = expand_configs(["--config", name, "--policy", "p", "--output", "o"])
+    parser = command.parser(*([peek(arguments, "method", "omegaprm")] if job == "annotate" else []))
     values = parser.instantiate(parser.parse_args(arguments))
     task = get_task(values["task"], values["data"], **values["task_options"])
     assert values["split"] is None or values["split"] in task.splits
