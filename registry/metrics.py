@@ -100,6 +100,10 @@ def _from_search(path: Path, summary: dict[str, Any]) -> Metrics:
     from prmkit.evaluation.accuracy import problem_accuracy, samples_from_rows
     from prmkit.search.rows import read_rows
 
+    if "method" not in summary:
+        raise DataError(
+            f"{path}: compares several searches; metrics come from one. Run `prm search` with one method and no --budgets."
+        )
     rows = list(read_rows(path.with_name("rows.jsonl")))
     samples = samples_from_rows(rows)
     method = summary["headline"] if samples.log_scores is not None else "majority"

@@ -6,7 +6,7 @@ for torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -77,7 +77,9 @@ class ScorerConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
-def make_parser(command: str, usage: str, flat: Iterable[type], groups: Mapping[str, type]) -> Any:
+def make_parser(
+    command: str, usage: str, flat: Iterable[type], groups: Mapping[str, type], shared: Collection[str] = ()
+) -> Any:
     """A jsonargparse parser for dataclasses.
 
     Args:
@@ -85,6 +87,7 @@ def make_parser(command: str, usage: str, flat: Iterable[type], groups: Mapping[
         usage: the usage line, without "usage:".
         flat: dataclasses whose fields are options of their own; fields that are named in `groups` are left to those.
         groups: dataclasses whose fields are options under a name, e.g. `--sampling.temperature`.
+        shared: fields that groups leave out, because they are options of the whole command.
     """
     from jsonargparse import ArgumentParser
 
@@ -93,7 +96,7 @@ def make_parser(command: str, usage: str, flat: Iterable[type], groups: Mapping[
     for kind in flat:
         parser.add_class_arguments(kind, skip={f.name for f in fields(kind)} & set(groups))
     for name, kind in groups.items():
-        parser.add_class_arguments(kind, name)
+        parser.add_class_arguments(kind, name, skip={f.name for f in fields(kind)} & set(shared))
     return parser
 
 

@@ -1,41 +1,64 @@
-"""`prm search`: solve problems with samples of a policy under a PRM, and draw accuracy against budget."""
+"""`prm search`: solve problems with searches of a policy under a PRM, and draw accuracy against budget.
+
+This module parses, checks everything that can be checked before a model is loaded, and runs; what comes of it is told
+by `search_plain` (best-of-N, every N from one set of samples) or `search_comparison` (methods at equal budgets).
+"""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from prmkit.chunks import ChunkedOutput
 from prmkit.cli.loading import entered, fingerprint, load_engine, load_problems, load_scorer, resolve_model
-from prmkit.cli.options import EngineConfig, ProblemSource, ScorerConfig, build, make_parser
+from prmkit.cli.options import EngineConfig, ProblemSource, ScorerConfig, build, make_parser, peek, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
-from prmkit.errors import StepFormatError
-from prmkit.search.best_of_n import BestOfNParams, best_of_n
+from prmkit.cli.progress import ProgressLine
+from prmkit.errors import ConfigError, StepFormatError
+from prmkit.evaluation.budgets import (
+    BudgetPlan,
+    BudgetUnit,
+    PlannedSearch,
+    make_searchers,
+    plan_searches,
+    share_sampling,
+)
+from prmkit.evaluation.summary import check_headline
+from prmkit.search.best_of_n import BestOfNParams, CoTParams
 from prmkit.search.budget import BudgetLimits
+from prmkit.search.methods import METHODS, needs_prm
 from prmkit.search.rows import SearchRow
+from prmkit.search.runner import RunParams, run_search
 from prmkit.steps import StepFormat
-from prmkit.types import Problem, SamplingParams, Task, VerifiableTask
+from prmkit.types import Problem, SamplingParams, Task
 
-__all__ = ["SUMMARY", "SearchConfig", "run"]
+__all__ = ["PLAIN", "SUMMARY", "SearchConfig", "SearchJob", "method_list", "parser", "run"]
 
-SUMMARY = "solve problems with best-of-N under a PRM; accuracy against budget"
+SUMMARY = "solve problems with one or several searches under a PRM; accuracy against budget"
 
 EXAMPLES = """
+methods (settings of each as --NAME.SETTING; --method NAME --help lists them):
+{methods}
+
 examples:
   prm search --config configs/search/accumulator.yaml --policy runs/accumulator/sft/policy \\
              --prm runs/accumulator/prm/model --output runs/accumulator/search
-  prm search --policy P --prm M --task bbh --data multistep_arithmetic_two.json --n 16 --output runs/bbh
+  prm search --policy P --prm M --output runs/compare --method beam_search,mcts,best_of_n --budgets 1,4,16,64
+  prm search --policy P --prm M --output runs/tokens --method dvts,best_of_n --dvts.width 2 \\
+             --budgets 500,2000,8000 --budget_unit tokens --tokens_per_sample 40
   prm search --policy P --task gsm8k --data gsm8k/test.jsonl --n 8 --output runs/majority        no PRM: votes only
 
-Writes to the output folder: rows.jsonl (a line a problem, with all samples and scores), summary.json and
-accuracy_vs_budget.png. A run that was killed goes on where it stopped when it is started again."""
+Best-of-N alone and without budgets draws N samples a problem and tells every smaller N from the same samples. Otherwise
+every method gets every budget, with the same limit on generated tokens.
 
-METHOD = "best_of_n"
-PICTURE = "accuracy_vs_budget.png"
+Writes to the output folder: rows.jsonl (a line a problem, method and budget, with all traces, scores and the tree),
+summary.json, accuracy_vs_budget.png and, where levels are known, accuracy_by_level.png. A run that was killed goes on
+where it stopped when it is started again."""
+
+PLAIN = "best_of_n"
 
 
 @dataclass(frozen=True)
@@ -45,200 +68,272 @@ class SearchConfig:
     Attributes:
         policy: model folder or hub name of the policy.
         output: the folder to write.
+        method: one or several methods, separated by commas.
+        budgets: budgets of every method, e.g. 1,4,16,64; null searches once, with the size that each method's settings
+            say.
+        budget_unit: samples or tokens; what a budget counts, see docs/search.md.
+        tokens_per_sample: tokens of a usual sample; sizes beams when budgets are tokens. Null takes the longest.
         prm: model folder or hub name of the PRM; null scores nothing and leaves majority and oracle.
+        discriminator: model folder or hub name of a second policy, for rstar; null leaves that part out.
         policy_format, prm_format: step format in place of the model's own: a preset, a file or a folder.
+        discriminator_format: likewise.
         greedy: sample one trace a problem at temperature 0 too.
-        headline: the PRM's method that is brought out and compared with majority: <aggregation>_vote or
+        headline: the PRM's selection that is brought out and compared with majority: <aggregation>_vote or
             <aggregation>_max, with the aggregations min, last, mean, product, max.
         title: title of the picture; null takes task and split.
-        in_flight: problems worked on at once, and the unit of resuming; at least 1.
+        in_flight: searches in work at once; at least 1.
+        chunk: problems written at once, and the unit of resuming; at least 1.
         overwrite: begin anew, whatever the output holds.
     """
 
     policy: str
     output: str
+    method: str | list[str] = PLAIN
+    budgets: int | str | list[int] | None = None
+    budget_unit: BudgetUnit = "samples"
+    tokens_per_sample: int | None = None
     prm: str | None = None
+    discriminator: str | None = None
     policy_format: str | None = None
     prm_format: str | None = None
+    discriminator_format: str | None = None
     greedy: bool = True
     headline: str = "product_vote"
     title: str | None = None
     in_flight: int = 64
+    chunk: int = 8
     overwrite: bool = False
 
 
 @dataclass(frozen=True)
-class _Models:
-    """Folders and step formats of the models; the PRM's are None when there is none."""
+class _Common:
+    """What all methods of a comparison share.
 
-    policy: tuple[Path, StepFormat]
-    prm: tuple[Path, StepFormat] | None
+    Attributes:
+        seed: of the run; the seed of a problem is derived from it and the problem's id.
+    """
+
+    seed: int = 0
 
 
-def parser() -> Any:
-    """The command's parser."""
+@dataclass(frozen=True)
+class SearchJob:
+    """What is to be done, once it is known to be possible.
+
+    Attributes:
+        config, source, values: as parsed; `source` names the split that was taken.
+        task, problems: what to solve.
+        methods: parameters of every method, by name; of a plain run just best-of-N's.
+        planned: all searches.
+        greedy: sampling of a greedy trace in every row; only of a plain run.
+        models: local folder and step format of "policy", "prm" and "discriminator", those that there are.
+    """
+
+    config: SearchConfig
+    source: ProblemSource
+    values: Any
+    task: Task
+    problems: list[Problem]
+    methods: dict[str, Any]
+    planned: tuple[PlannedSearch, ...]
+    greedy: SamplingParams | None
+    models: dict[str, tuple[Path, StepFormat]]
+
+    @property
+    def plain(self) -> bool:
+        return _is_plain(self.config)
+
+    @property
+    def rows_path(self) -> Path:
+        return Path(self.config.output) / "rows.jsonl"
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the content of the rows."""
+        config = self.config
+        if self.plain:
+            searches: dict[str, Any] = {"method": PLAIN, **asdict(self.methods[PLAIN])}
+        else:
+            searches = {
+                "methods": {name: asdict(params) for name, params in self.methods.items()},
+                "budgets": _budgets(config.budgets),
+                "budget_unit": config.budget_unit,
+                "tokens_per_sample": config.tokens_per_sample,
+            }
+        models: dict[str, Any] = {}
+        for name in ("policy", "prm", "discriminator"):
+            folder, step_format = self.models.get(name, (None, None))
+            models[name] = None if folder is None else fingerprint(folder)
+            models[f"{name}_format"] = None if step_format is None else step_format.to_dict()
+        return {
+            **searches,
+            **models,
+            **asdict(self.source),
+            "limits": asdict(self.values["limits"]),
+            "greedy": config.greedy,
+            "chunk": config.chunk,
+            "engine": {"dtype": self.values["engine"].dtype},
+            "scorer": {"dtype": self.values["scorer"].dtype},
+        }
+
+
+def method_list(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of methods from a list, or from text with commas (or brackets, as a list looks when it is printed).
+
+    Raises:
+        ConfigError: none, the same one twice, or an unknown one.
+    """
+    texts = value.strip("[]").split(",") if isinstance(value, str) else value
+    names = tuple(text.strip(" '\"") for text in texts)
+    for name in names:
+        if name not in METHODS or names.count(name) > 1:
+            raise ConfigError("method", name, f"different ones of {' | '.join(METHODS)}, separated by commas")
+    return names
+
+
+def parser(names: Sequence[str] | None = None) -> Any:
+    """The command's parser, for the settings of these methods; None takes them all, with those of a plain run.
+
+    The settings of best-of-N alone have no group of their own.
+    """
+    alone = names is not None and tuple(names) == (PLAIN,)
+    groups = {} if alone else {name: METHODS[name].params for name in (METHODS if names is None else names)}
     return make_parser(
         "prm search",
-        "prm search [--config FILE] --policy PATH [--prm PATH] --output FOLDER [--KEY VALUE ...]",
-        (SearchConfig, ProblemSource, BestOfNParams),
-        {"sampling": SamplingParams, "limits": BudgetLimits, "engine": EngineConfig, "scorer": ScorerConfig},
+        "prm search [--config FILE] [--method NAMES] [--budgets LIST] --policy PATH [--prm PATH] --output FOLDER "
+        "[--KEY VALUE ...]",
+        (SearchConfig, ProblemSource, BestOfNParams if alone or names is None else _Common),
+        {
+            "sampling": SamplingParams,
+            "limits": BudgetLimits,
+            "engine": EngineConfig,
+            "scorer": ScorerConfig,
+            **groups,
+        },
+        shared=("sampling", "seed"),
     )
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
-    parse = parser()
-    if any(argument in ("-h", "--help") for argument in argv):
-        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES}")
+    arguments, _ = expand_configs([_underscored(argument) for argument in argv])
+    names = method_list(peek(arguments, "method", PLAIN))
+    parse = parser(names)
+    if wants_help(argv):
+        methods = "\n".join(f"  {name:17}{entry.summary}" for name, entry in METHODS.items())
+        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES.format(methods=methods)}")
         return 0
-    arguments, _ = expand_configs(argv)
     with user_errors("prm search", parse):
         values = parse.instantiate(parse.parse_args(arguments))
-        config, source = build(SearchConfig, values), build(ProblemSource, values)
-        params = build(BestOfNParams, values)
-    from prmkit.evaluation.summary import check_headline
-
-    check_headline(config.headline)
-    task, split, problems = load_problems(source, "test")
-    source = replace(source, split=split)
-    models = _resolve(config)
-    settings = {
-        "method": METHOD,
-        "policy": fingerprint(models.policy[0]),
-        "policy_format": models.policy[1].to_dict(),
-        "prm": None if models.prm is None else fingerprint(models.prm[0]),
-        "prm_format": None if models.prm is None else models.prm[1].to_dict(),
-        **asdict(source),
-        **asdict(params),
-        "limits": asdict(values["limits"]),
-        "greedy": config.greedy,
-        "in_flight": config.in_flight,
-        "engine": {"dtype": values["engine"].dtype},
-        "scorer": {"dtype": values["scorer"].dtype},
-    }
-    seconds = _search(config, params, values, settings, models, task, problems)
-    _summarise(config, source, params, task, problems, seconds)
+        job = _prepare(values, names)
+    seconds = _search(job)
+    if job.plain:
+        from prmkit.cli.search_plain import report
+    else:
+        from prmkit.cli.search_comparison import report
+    report(job, seconds)
     return 0
 
 
-def _resolve(config: SearchConfig) -> _Models:
-    """Find both models and check that they mean the same by a step, before either is loaded."""
-    policy = resolve_model(config.policy, config.policy_format, "policy")
-    if config.prm is None:
-        return _Models(policy, None)
-    prm = resolve_model(config.prm, config.prm_format, "prm")
-    ours, theirs = policy[1].policy.separator, prm[1].policy.separator
-    if ours != theirs:
-        raise StepFormatError(
-            f"policy and PRM do not fit: steps of {config.policy} end with {ours!r}, those {config.prm} was trained on "
-            f"with {theirs!r}. Take a PRM trained on this policy's steps, or name the format with --prm_format or "
-            f"--policy_format."
-        )
-    return _Models(policy, prm)
+def _underscored(argument: str) -> str:
+    """`--budget-unit` as `--budget_unit`."""
+    flag, equals, value = argument.partition("=")
+    return flag[:2] + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else argument
 
 
-def _search(
-    config: SearchConfig,
-    params: BestOfNParams,
-    values: Any,
-    settings: dict[str, Any],
-    models: _Models,
-    task: Task,
-    problems: Sequence[Problem],
-) -> float:
-    from prmkit.chunks import ChunkedOutput
-    from prmkit.cli.progress import ProgressLine
-    from prmkit.search.runner import RunParams, Searcher, run_search
+def _prepare(values: Any, names: Sequence[str]) -> SearchJob:
+    """Everything that can go wrong before a model is loaded."""
+    config, source = build(SearchConfig, values), build(ProblemSource, values)
+    check_headline(config.headline)
+    for name in names:
+        if needs_prm(name) and config.prm is None:
+            raise ConfigError("prm", None, f"a model folder or hub name: {name} is guided by a PRM")
+    if config.discriminator is not None and "rstar" not in names:
+        raise ConfigError("discriminator", config.discriminator, "null, unless rstar is among the methods")
+    if tuple(names) == (PLAIN,):
+        methods: dict[str, Any] = {PLAIN: build(BestOfNParams, values)}
+    else:
+        methods = {name: share_sampling(values[name], values["sampling"], values["seed"]) for name in names}
+    planned, greedy = _plan(config, methods, values)
+    task, split, problems = load_problems(source, "test")
+    models = _resolve(config)
+    source = replace(source, split=split)
+    return SearchJob(config, source, values, task, problems, methods, planned, greedy, models)
 
-    greedy = replace(params.sampling, temperature=0.0) if config.greedy else None
-    run_params = RunParams(config.in_flight, greedy, values["limits"])
-    rows_path = Path(config.output) / "rows.jsonl"
+
+def _is_plain(config: SearchConfig) -> bool:
+    return method_list(config.method) == (PLAIN,) and not _budgets(config.budgets)
+
+
+def _budgets(value: int | str | Sequence[int] | None) -> list[int]:
+    """Budgets from a number, a list or text with commas. ConfigError for anything else in it."""
+    if value is None or isinstance(value, int):
+        return [] if value is None else [value]
+    found = []
+    for item in value.split(",") if isinstance(value, str) else value:
+        if not str(item).strip().isdigit():
+            raise ConfigError("budgets", value, "integers of at least 1, separated by commas, e.g. 1,4,16,64")
+        found.append(int(item))
+    return found
+
+
+def _plan(
+    config: SearchConfig, methods: dict[str, Any], values: Any
+) -> tuple[tuple[PlannedSearch, ...], SamplingParams | None]:
+    """All searches; and the sampling of the greedy traces, which are a search of their own in a comparison."""
+    greedy = replace(values["sampling"], temperature=0.0)
+    limits = values["limits"]
+    if _is_plain(config):
+        alone = PlannedSearch(PLAIN, PLAIN, None, methods[PLAIN], limits)
+        return (alone,), greedy if config.greedy else None
+    plan = BudgetPlan(tuple(_budgets(config.budgets)), config.budget_unit, config.tokens_per_sample)
+    planned = plan_searches(methods, plan, limits)
+    if config.greedy:
+        planned = (*planned, PlannedSearch("greedy", "cot", None, CoTParams(greedy), limits))
+    return planned, None
+
+
+def _resolve(config: SearchConfig) -> dict[str, tuple[Path, StepFormat]]:
+    """Find the models and check that they mean the same by a step, before any is loaded."""
+    models = {"policy": resolve_model(config.policy, config.policy_format, "policy")}
+    for name in ("prm", "discriminator"):
+        path = getattr(config, name)
+        if path is None:
+            continue
+        models[name] = resolve_model(path, getattr(config, f"{name}_format"), name)
+        ours, theirs = models["policy"][1].policy.separator, models[name][1].policy.separator
+        if ours != theirs:
+            called = "PRM" if name == "prm" else name
+            raise StepFormatError(
+                f"policy and {called} do not fit: steps of {config.policy} end with {ours!r}, those {path} was trained "
+                f"on with {theirs!r}. Take a {called} trained on this policy's steps, or name the format with "
+                f"--{name}_format or --policy_format."
+            )
+    return models
+
+
+def _search(job: SearchJob) -> float:
+    """Run what the output does not hold yet; returns the seconds of all attempts."""
+    config, values, models = job.config, job.values, job.models
+    run_params = RunParams(config.in_flight, job.greedy, values["limits"], config.chunk)
     with ExitStack() as stack:
-        output = stack.enter_context(ChunkedOutput(rows_path, settings, overwrite=config.overwrite))
+        output = stack.enter_context(ChunkedOutput(job.rows_path, job.settings(), overwrite=config.overwrite))
         if output.complete:
             return float(output.state["seconds"])
-        grader = entered(task.grader, stack)
-        engine = load_engine(*models.policy, values["engine"])
-        scorer = None
-        if models.prm is not None:
-            scorer = load_scorer(*models.prm, values["scorer"], values["engine"].device)
-        progress = stack.enter_context(ProgressLine("search", len(problems), output.lines))
-        generated = scored = 0
+        grader = entered(job.task.grader, stack)
+        engine = load_engine(*models["policy"], values["engine"])
+        scorer = load_scorer(*models["prm"], values["scorer"], values["engine"].device) if "prm" in models else None
+        second = load_engine(*models["discriminator"], values["engine"]) if "discriminator" in models else None
+        searchers = make_searchers(job.planned, engine, scorer, grader, second)
+        progress = ProgressLine("search", len(job.problems) * len(searchers), output.lines)
+        stack.enter_context(progress)
+        generated = scored = failed = 0
 
         def show(row: SearchRow) -> None:
-            nonlocal generated, scored
+            nonlocal generated, scored, failed
             generated += row.usage.generated_tokens
             scored += row.usage.scored_tokens
-            progress.advance(f"{generated:,} tokens generated, {scored:,} scored")
+            failed += row.error is not None
+            failures = f", {failed} failed" if failed else ""
+            progress.advance(f"{generated:,} tokens generated, {scored:,} scored{failures}")
 
-        searcher = Searcher(partial(best_of_n, params=params), engine, scorer, grader)
-        return run_search(problems, searcher, output, run_params, show)
-
-
-def _summarise(
-    config: SearchConfig,
-    source: ProblemSource,
-    params: BestOfNParams,
-    task: Task,
-    problems: Sequence[Problem],
-    seconds: float,
-) -> None:
-    from prmkit.evaluation.plots import plot_accuracy
-    from prmkit.evaluation.summary import figures, tokens_spent, truth_figures
-    from prmkit.io import write_json
-    from prmkit.search.rows import read_rows
-
-    folder = Path(config.output)
-    rows = list(read_rows(folder / "rows.jsonl"))
-    result = figures(rows, config.headline)
-    if config.prm is not None and isinstance(task, VerifiableTask):
-        result["prm"] = truth_figures(rows, problems, task)
-    summary = {
-        "schema": 1,
-        "method": METHOD,
-        "policy": config.policy,
-        "prm": config.prm,
-        "problems": asdict(source),
-        "n": params.n,
-        "sampling": asdict(params.sampling),
-        "seed": params.seed,
-        "headline": config.headline,
-        "figures": result,
-        "tokens": tokens_spent(rows),
-        "seconds": seconds,
-    }
-    title = config.title or f"{source.task}, {source.split}: {len(rows)} problems"
-    plot_accuracy(result, config.headline, folder / PICTURE, title)
-    write_json(folder / "summary.json", summary)
-    _report(rows, summary, folder)
-
-
-def _report(rows: Sequence[SearchRow], summary: dict[str, Any], folder: Path) -> None:
-    from rich.console import Console
-
-    from prmkit.evaluation.plots import companion
-    from prmkit.evaluation.tables import accuracy_rows, rich_table
-
-    result, headline = summary["figures"], summary["headline"]
-    methods = ("oracle", headline, companion(headline), "majority")
-    Console().print(rich_table(*accuracy_rows(result, methods)))
-    if "gain_at_16" in result:
-        gain = result["gain_at_16"]
-        error = "" if gain["se"] is None else f" ± {100 * gain['se']:.1f}"
-        print(f"{headline} less majority at N = 16, paired by problem: {100 * gain['mean']:+.1f}{error} points")
-    if "prm" in result:
-        shown = ("auroc", "step_accuracy", "first_error_f1", "ece")
-        print(
-            "PRM against exact truth: "
-            + ", ".join(f"{name} {result['prm'][name]:.3f}" for name in shown if result["prm"][name] is not None)
-        )
-    tokens = summary["tokens"]
-    print(
-        f"{tokens['generated']:,} tokens generated, {tokens['scored']:,} scored, {summary['seconds']:.1f} s; {folder}"
-    )
-    failed = [row for row in rows if row.error is not None]
-    if failed:
-        print(
-            f"warning: {len(failed)} problems failed and count as wrong; {failed[0].problem_id}: {failed[0].error}",
-            file=sys.stderr,
-        )
+        return run_search(job.problems, searchers, output, run_params, show)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["accuracy_rows", "markdown", "rich_table"]
+__all__ = ["accuracy_rows", "comparison_rows", "level_rows", "markdown", "rich_table"]
 
 
 def accuracy_rows(figures: Mapping[str, Any], methods: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
@@ -25,6 +25,57 @@ def accuracy_rows(figures: Mapping[str, Any], methods: Sequence[str] = ()) -> tu
         greedy = {"mean": figures["greedy"], "se": figures["greedy_se"]}
         rows.append(["greedy", _cell(greedy), *([""] * (len(counts) - 1))])
     return ["% right at N =", *counts], rows
+
+
+def comparison_rows(
+    figures: Mapping[str, Any], selections: Sequence[str], unit: str
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: a search a row, with accuracies in percent and what they cost a problem.
+
+    Args:
+        figures: from `prmkit.evaluation.comparison.comparison_figures`.
+        selections: columns of accuracy; those that no search has are left out.
+        unit: of budgets.
+    """
+    searches = figures["searches"]
+    shown = [name for name in selections if any(name in search["accuracy"] for search in searches)]
+    header = ["method", unit, *shown, "one trace", "generated", "scored", "traces", "unfinished", "failed"]
+    rows = []
+    for search in searches:
+        accuracy, tokens = search["accuracy"], search["tokens"]
+        rows.append(
+            [
+                search["method"],
+                "" if search["budget"] is None else str(search["budget"]),
+                *(_cell(accuracy[name]) if name in accuracy else "" for name in shown),
+                _cell(search["pass_at_1"]),
+                f"{tokens['generated']:,.0f}",
+                f"{tokens['scored']:,.0f}",
+                f"{search['traces']:.1f}",
+                f"{100 * search['unfinished']:.1f}%",
+                str(search["failed"]),
+            ]
+        )
+    return header, rows
+
+
+def level_rows(figures: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: a search a row, a level of difficulty a column, with the number of its problems.
+
+    Args:
+        figures: from `prmkit.evaluation.comparison.comparison_figures`; searches without levels give no rows.
+    """
+    searches = [search for search in figures["searches"] if search["levels"]]
+    levels = {name: cell["problems"] for search in searches for name, cell in search["levels"].items()}
+    header = ["% right", *(f"{name} ({problems})" for name, problems in levels.items())]
+    rows = [
+        [
+            search["method"] + ("" if search["budget"] is None else f", {search['budget']}"),
+            *(_cell(search["levels"][name]) if name in search["levels"] else "" for name in levels),
+        ]
+        for search in searches
+    ]
+    return header, rows
 
 
 def rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> Table:

@@ -14,7 +14,7 @@ from prmkit.engines.driver import Driver, Job
 from prmkit.engines.prefixes import PrefixEncoder
 from prmkit.errors import ConfigError
 from prmkit.models.lora import merged_state_dict
-from prmkit.steps import EncodedSteps
+from prmkit.steps import BoundStepFormat, EncodedSteps
 from prmkit.types import StepScores
 
 if TYPE_CHECKING:
@@ -72,6 +72,11 @@ class PRMScorer:
         self.stats = ScorerStats()
         self._waiting: list[Job[EncodedSteps, StepScores]] = []
         self._driver: Driver[EncodedSteps, StepScores] = Driver(self, patience=_PATIENCE)
+
+    @property
+    def format(self) -> BoundStepFormat:
+        """The PRM's step format in its tokenizer's ids."""
+        return self._model.format
 
     async def score(self, question: str, steps: Sequence[str]) -> StepScores:
         """One score in [0, 1] for every step, each given the steps before it.

@@ -1,4 +1,4 @@
-"""Rows: one JSON line a problem, with everything later figures are made from."""
+"""Rows: one JSON line a problem and search, with everything later figures are made from."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from prmkit.types import FinishReason, Usage
 
 __all__ = ["ROW_SCHEMA", "SearchRow", "TraceRecord", "read_rows"]
 
-ROW_SCHEMA = 2
-_READABLE = (1, 2)  # schema 1 had no tree
+ROW_SCHEMA = 3
+_READABLE = (1, 2, 3)  # schema 1 had no tree, schema 2 no method and no budget
 _COUNTS = ("generated_tokens", "scored_tokens", "engine_calls", "scorer_calls", "samples")
 
 
@@ -77,6 +77,8 @@ class SearchRow:
         usage: what the traces cost; `seconds` is left at 0, so that rows are reproducible.
         error: why the problem failed; None when it did not.
         tree: all that a step-wise search tried; empty for methods whose traces already show it.
+        method: name of the search; "" in rows of older schemas.
+        budget: what it was given, in the unit of its run; None for a search of a size of its own.
     """
 
     problem_id: str
@@ -89,11 +91,15 @@ class SearchRow:
     source: str = ""
     error: str | None = None
     tree: tuple[TreeNode, ...] = ()
+    method: str = ""
+    budget: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": ROW_SCHEMA,
             "problem_id": self.problem_id,
+            "method": self.method,
+            "budget": self.budget,
             "source": self.source,
             "level": self.level,
             "question": self.question,
@@ -122,6 +128,8 @@ class SearchRow:
                 source=value["source"],
                 error=value["error"],
                 tree=tuple(map(TreeNode.from_json, value["tree"] if value["schema"] > 1 else ())),
+                method=value["method"] if value["schema"] > 2 else "",
+                budget=value["budget"] if value["schema"] > 2 else None,
             )
         except (KeyError, TypeError) as error:
             raise DataError(f"{where}: not a search row: {error!r}") from None

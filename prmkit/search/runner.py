@@ -1,15 +1,19 @@
-"""Many problems: a bounded number of them in flight, graded rows in problem order, killed and resumed at will.
+"""Many problems, each solved by one search or several: graded rows in problem order, killed and resumed at will.
 
-Problems are taken in chunks, and a chunk is what resuming repeats: every chunk meets an idle engine, so that the same
-problems share batches in a run that was killed and in one that was not.
+A bounded number of searches is in work at any time, and all of them share the engine and the scorer. Rows are written a
+chunk of problems at a time; the next chunks begin while the last searches of one are being finished, so that batches
+stay full. What a row holds depends on the problem, the search and its seed alone, as far as the engine's samples do:
+scored tokens are counted as if the search had the scorer to itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 from prmkit.chunks import ChunkedOutput
 from prmkit.errors import ConfigError, DataError, PrmkitError
@@ -18,13 +22,15 @@ from prmkit.search.result import SearchMethod
 from prmkit.search.rows import SearchRow, TraceRecord
 from prmkit.search.sampling import sample_traces, solution_text
 from prmkit.steps import BoundStepFormat
-from prmkit.types import Engine, Grader, Problem, SamplingParams, StepScorer, Trace, Usage
+from prmkit.types import Engine, Grader, Problem, SamplingParams, StepScorer, StepScores, Trace, Usage
 
-__all__ = ["RunParams", "Searcher", "grade_traces", "run_search", "solve"]
+__all__ = ["RunParams", "Searcher", "grade_traces", "run_search", "search_all", "solve"]
 
 # What may go wrong with one problem without saying anything about the others: its text, its data, a server's reply.
 # Everything else is a defect or the end of the engine, and ends the run; what was acknowledged stays.
 ISOLATED = (PrmkitError, ValueError, OSError)
+
+OnRow = Callable[[SearchRow], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +38,46 @@ class RunParams:
     """How a run treats every problem.
 
     Attributes:
-        in_flight: problems worked on at once, and the unit of resuming; at least 1.
-        greedy: sampling of the one greedy trace a problem; None leaves it out.
-        limits: what may be spent on one problem (the greedy trace is not counted).
+        in_flight: searches in work at once; at least 1.
+        greedy: sampling of one greedy trace a row; None leaves it out.
+        limits: what may be spent on one problem by a search that has no limits of its own (the greedy trace is not
+            counted).
+        chunk: problems written at once, and the unit of resuming; at least 1.
     """
 
     in_flight: int = 64
     greedy: SamplingParams | None = None
     limits: BudgetLimits = field(default_factory=BudgetLimits)
+    chunk: int = 8
 
     def __post_init__(self) -> None:
-        if self.in_flight < 1:
-            raise ConfigError("in_flight", self.in_flight, "an integer of at least 1")
+        for name in ("in_flight", "chunk"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, getattr(self, name), "an integer of at least 1")
         if self.greedy is not None and self.greedy.temperature != 0.0:
             raise ConfigError("greedy.temperature", self.greedy.temperature, "0")
+
+
+@dataclass(frozen=True, slots=True)
+class Searcher:
+    """A search that problems go through: who solves, scores and judges.
+
+    Attributes:
+        method: the search with its parameters.
+        engine: the policy.
+        scorer: the PRM; None leaves traces without scores.
+        grader: extracts and compares answers.
+        name, budget: see SearchRow.
+        limits: what may be spent on one problem; None takes those of the run.
+    """
+
+    method: SearchMethod
+    engine: Engine
+    scorer: StepScorer | None
+    grader: Grader
+    name: str = ""
+    budget: int | None = None
+    limits: BudgetLimits | None = None
 
 
 def grade_traces(
@@ -71,32 +103,27 @@ def grade_traces(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Searcher:
-    """Who solves, scores and judges.
-
-    Attributes:
-        method: the search with its parameters.
-        engine: the policy.
-        scorer: the PRM; None leaves traces without scores.
-        grader: extracts and compares answers.
-    """
-
-    method: SearchMethod
-    engine: Engine
-    scorer: StepScorer | None
-    grader: Grader
-
-
 async def solve(problem: Problem, searcher: Searcher, params: RunParams) -> SearchRow:
     """One problem's row. A failure of this problem alone becomes a row that says so."""
-    budget = Budget(params.limits)
-    row = SearchRow(problem.id, problem.question, problem.answer, (), level=problem.level, source=problem.source)
+    budget = Budget(searcher.limits or params.limits)
+    row = SearchRow(
+        problem.id,
+        problem.question,
+        problem.answer,
+        (),
+        level=problem.level,
+        source=problem.source,
+        method=searcher.name,
+        budget=searcher.budget,
+    )
+    scorer = searcher.scorer
+    if isinstance(scorer, _HasFormat):
+        scorer = _OwnTokens(scorer)
     try:
         greedy: list[Trace] = []
         if params.greedy is not None:
             greedy = await sample_traces(problem, searcher.engine, 1, params.greedy, 0, Budget())
-        found = await searcher.method(problem, searcher.engine, searcher.scorer, budget=budget)
+        found = await searcher.method(problem, searcher.engine, scorer, budget=budget)
         graded = grade_traces(problem, [*found.traces, *greedy], searcher.grader, searcher.engine.format)
     except ISOLATED as error:
         return replace(row, usage=_counted(budget), error=f"{type(error).__name__}: {error}")
@@ -111,16 +138,16 @@ async def solve(problem: Problem, searcher: Searcher, params: RunParams) -> Sear
 
 def run_search(
     problems: Sequence[Problem],
-    searcher: Searcher,
+    searchers: Searcher | Sequence[Searcher],
     output: ChunkedOutput,
     params: RunParams,
-    on_row: Callable[[SearchRow], None] | None = None,
+    on_row: OnRow | None = None,
 ) -> float:
-    """Solve what the output does not hold yet; rows are appended in problem order.
+    """Solve what the output does not hold yet; rows are appended in the order of problems, then of searchers.
 
     Args:
         problems: all problems of the run, the same in every attempt.
-        searcher: see Searcher.
+        searchers: every problem goes through each of them.
         output: where rows go, and where a resumed run goes on.
         params: see RunParams.
         on_row: called with every new row as soon as it is done, in order of completion.
@@ -129,39 +156,113 @@ def run_search(
         Seconds of work, over all attempts.
 
     Raises:
-        DataError: every problem of the first chunk failed; the message carries the first failure.
+        DataError: every search of the first chunk failed; the message carries the first failure.
     """
     if output.complete:
         return float(output.state["seconds"])
-    return asyncio.run(_run(problems, searcher, output, params, on_row))
-
-
-async def _run(
-    problems: Sequence[Problem],
-    searcher: Searcher,
-    output: ChunkedOutput,
-    params: RunParams,
-    on_row: Callable[[SearchRow], None] | None,
-) -> float:
     before, start = float(output.state.get("seconds", 0.0)), time.monotonic()
 
-    async def one(problem: Problem) -> SearchRow:
-        row = await solve(problem, searcher, params)
+    def seconds() -> dict[str, float]:
+        return {"seconds": round(before + time.monotonic() - start, 3)}
+
+    def write(rows: list[SearchRow]) -> None:
+        output.append([row.to_json() for row in rows], seconds())
+
+    asyncio.run(_in_chunks(problems, _several(searchers), params, output.chunks, write, on_row))
+    output.finish(seconds())
+    return float(output.state["seconds"])
+
+
+def search_all(
+    problems: Sequence[Problem],
+    searchers: Searcher | Sequence[Searcher],
+    params: RunParams,
+    on_row: OnRow | None = None,
+) -> list[SearchRow]:
+    """The rows of `run_search`, kept in memory. Arguments and errors as there."""
+    rows: list[SearchRow] = []
+    asyncio.run(_in_chunks(problems, _several(searchers), params, 0, rows.extend, on_row))
+    return rows
+
+
+def _several(searchers: Searcher | Sequence[Searcher]) -> tuple[Searcher, ...]:
+    return (searchers,) if isinstance(searchers, Searcher) else tuple(searchers)
+
+
+async def _in_chunks(
+    problems: Sequence[Problem],
+    searchers: tuple[Searcher, ...],
+    params: RunParams,
+    done: int,
+    write: Callable[[list[SearchRow]], None],
+    on_row: OnRow | None,
+) -> None:
+    """Work on chunks from number `done` on, and write each when it and all begun before it are done."""
+    room = asyncio.Semaphore(params.in_flight)
+
+    async def one(problem: Problem, searcher: Searcher) -> SearchRow:
+        async with room:
+            row = await solve(problem, searcher, params)
         if on_row is not None:
             on_row(row)
         return row
 
-    def seconds() -> float:
-        return round(before + time.monotonic() - start, 3)
+    def begin(number: int) -> list[asyncio.Task[SearchRow]]:
+        part = problems[number * params.chunk : (number + 1) * params.chunk]
+        return [asyncio.create_task(one(problem, searcher)) for problem in part for searcher in searchers]
 
-    for first in range(output.chunks * params.in_flight, len(problems), params.in_flight):
-        rows = await asyncio.gather(*map(one, problems[first : first + params.in_flight]))
-        if first == 0 and all(row.error is not None for row in rows):
-            raise DataError(f"all of the first {len(rows)} problems failed; {rows[0].problem_id}: {rows[0].error}")
-        output.append([row.to_json() for row in rows], {"seconds": seconds()})
-    output.finish({"seconds": seconds()})
-    return float(output.state["seconds"])
+    async def end(tasks: list[asyncio.Task[SearchRow]], first: bool) -> None:
+        rows = await asyncio.gather(*tasks)
+        if first and all(row.error is not None for row in rows):
+            raise DataError(f"all of the first {len(rows)} searches failed; {rows[0].problem_id}: {rows[0].error}")
+        write(rows)
+
+    ahead = 1 + -(-params.in_flight // (params.chunk * len(searchers)))
+    numbers = range(done, -(-len(problems) // params.chunk))
+    begun = deque(map(begin, numbers[:ahead]))
+    for number in numbers:
+        await end(begun.popleft(), first=number == 0)
+        begun.extend(map(begin, numbers[number - done + ahead :][:1]))
 
 
 def _counted(budget: Budget) -> Usage:
     return replace(budget.spent, seconds=0.0)
+
+
+@runtime_checkable
+class _HasFormat(Protocol):
+    """A scorer whose input is known token by token."""
+
+    @property
+    def format(self) -> BoundStepFormat: ...
+
+    async def score(self, question: str, steps: Sequence[str]) -> StepScores: ...
+
+
+class _OwnTokens:
+    """Counts every distinct token that one search has scored once, whatever the scorer still knows from others.
+
+    Otherwise the cost of a search would depend on which other one had asked about the same steps before.
+    """
+
+    def __init__(self, scorer: _HasFormat) -> None:
+        self._scorer = scorer
+        self._seen: set[int] = set()  # a chained hash for every distinct prefix
+        self._ends: dict[tuple[str, ...], tuple[int, int]] = {}  # its hash and length, behind known steps
+
+    async def score(self, question: str, steps: Sequence[str]) -> StepScores:
+        scores = await self._scorer.score(question, steps)
+        return replace(scores, encoded_tokens=self._new_tokens(question, tuple(steps)))
+
+    def _new_tokens(self, question: str, steps: tuple[str, ...]) -> int:
+        if not steps:
+            return 0
+        encoded = self._scorer.format.encode_steps(question, steps)
+        end = encoded.positions[-1] + 1
+        key, start = self._ends.get(steps[:-1], (0, 0))
+        before = len(self._seen)
+        for token in encoded.input_ids[start:end]:
+            key = hash((key, token))
+            self._seen.add(key)
+        self._ends[steps] = (key, end)
+        return len(self._seen) - before

@@ -14,13 +14,14 @@ from prmkit.cli import main
 from prmkit.cli.options import build
 from prmkit.cli.search import parser
 from prmkit.io import read_json, write_json
-from prmkit.resources import find_config, shipped_configs
+from prmkit.resources import find_config
 from prmkit.search.best_of_n import BestOfNParams
 from prmkit.search.rows import read_rows
 
 OPTIONS = [
     *("--task", "accumulator", "--task_options", "{min_ops: 2, max_ops: 2, hard_share: 0.0}", "--limit", "8"),
-    *("--n", "16", "--sampling.max_tokens", "24", "--in_flight", "3", "--engine.device", "cpu"),
+    *("--n", "16", "--sampling.max_tokens", "24", "--in_flight", "3", "--chunk", "3"),
+    *("--engine.device", "cpu"),
 ]
 
 
@@ -48,6 +49,7 @@ def test_everything_it_leaves(search, tmp_path, capsys):
     assert {"auroc", "step_accuracy", "first_error_f1", "ece", "f1"} <= set(figures["prm"])
     rows = list(read_rows(tmp_path / "out" / "rows.jsonl"))
     assert len(rows) == 8
+    assert {(row.method, row.budget) for row in rows} == {("best_of_n", None)}
     assert summary["tokens"]["generated"] == sum(row.usage.generated_tokens for row in rows) > 0
     assert summary["tokens"]["scored"] > 0
     assert summary["seconds"] > 0
@@ -139,9 +141,10 @@ def test_mistakes_end_in_one_line(search, capsys, extra, message):
     assert message in error
 
 
-@pytest.mark.parametrize("name", shipped_configs("search"))
-def test_shipped_configs(name):
-    values = parser().parse_args(["--policy", "p", "--output", "o", "--config", str(find_config(name))])
+@pytest.mark.parametrize("name", ["accumulator", "multistep_arithmetic", "quick"])
+def test_shipped_configs_of_plain_best_of_n(name):
+    config = str(find_config(f"configs/search/{name}.yaml"))
+    values = parser().parse_args(["--policy", "p", "--output", "o", "--config", config])
     assert build(BestOfNParams, parser().instantiate(values)).n >= 16
 
 

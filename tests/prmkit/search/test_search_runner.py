@@ -1,4 +1,4 @@
-"""Whole searches: rows in order, failures of single problems, grading by class, resuming."""
+"""Whole searches: rows in order, several searches at once, failures of single problems, grading by class, resuming."""
 
 import asyncio
 from functools import partial
@@ -16,7 +16,7 @@ from prmkit.search.budget import BudgetLimits
 from prmkit.search.methods import make_method, make_params
 from prmkit.search.result import TreeNode
 from prmkit.search.rows import SearchRow, TraceRecord, read_rows
-from prmkit.search.runner import RunParams, Searcher, grade_traces, run_search
+from prmkit.search.runner import RunParams, Searcher, grade_traces, run_search, search_all
 from prmkit.types import Problem, SamplingParams, Step, Trace
 
 PROBLEMS = [Problem(f"p{i}", f"q{i}", "1", level="easy", source="s") for i in range(10)]
@@ -34,10 +34,10 @@ def engine(tree_policy):
 
 @pytest.fixture
 def search(engine, last_step_grader):
-    def run(path, problems=PROBLEMS, engine=engine, on_row=None, in_flight=4, limits=None, n=6):
+    def run(path, problems=PROBLEMS, engine=engine, on_row=None, in_flight=4, limits=None, n=6, chunk=4):
         scorer = TableScorer(lambda question, steps: len(steps[-1]) / 10)
         searcher = Searcher(partial(best_of_n, params=BestOfNParams(n=n)), engine, scorer, last_step_grader)
-        params = RunParams(in_flight, GREEDY, limits or BudgetLimits())
+        params = RunParams(in_flight, GREEDY, limits or BudgetLimits(), chunk)
         with ChunkedOutput(path, {"n": n}) as output:
             run_search(problems, searcher, output, params, on_row)
         return list(read_rows(path))
@@ -94,7 +94,7 @@ def test_a_problem_that_fails_is_a_row_that_says_so(search, engine, tmp_path):
     assert [line for i, line in enumerate((tmp_path / "x.jsonl").read_text().splitlines()) if i != 6] == [
         line for i, line in enumerate(whole) if i != 6
     ]
-    with pytest.raises(DataError, match="all of the first 1 problems failed; p6: OSError: connection lost"):
+    with pytest.raises(DataError, match="all of the first 1 searches failed; p6: OSError: connection lost"):
         search(tmp_path / "y.jsonl", PROBLEMS[6:7], engine=broken)
 
 
@@ -144,6 +144,113 @@ def test_grading_is_by_equivalence(engine):
     assert [trace.correct for trace in graded] == [False, True, False, False, True]
 
 
+@pytest.fixture
+def compare(digit_policy, digit_scorer, last_step_grader):
+    """Three searches of every problem, on one engine and one scorer."""
+
+    def run(problems=PROBLEMS, engine=digit_policy, scorer=digit_scorer, **params):
+        searchers = [
+            Searcher(make_method(name, make_params(name, values)), engine, scorer, last_step_grader, name, budget)
+            for name, values, budget in (
+                ("best_of_n", {"n": 5}, 5),
+                ("beam_search", {"n": 4, "width": 2}, 4),
+                ("mcts", {"simulations": 3}, 3),
+            )
+        ]
+        return search_all(problems, searchers, RunParams(**params))
+
+    return run
+
+
+def test_every_problem_goes_through_every_search(compare):
+    rows = compare()
+    assert [(row.problem_id, row.method, row.budget) for row in rows] == [
+        (problem.id, method, budget)
+        for problem in PROBLEMS
+        for method, budget in (("best_of_n", 5), ("beam_search", 4), ("mcts", 3))
+    ]
+    assert all(bool(row.tree) == (row.method != "best_of_n") for row in rows)
+
+
+def test_the_window_stays_full_across_chunks(digit_policy, compare):
+    """Problem 0 takes long; the others are not kept waiting, and rows come in order all the same."""
+
+    log = []
+
+    class Slow:
+        format, weight_version = digit_policy.format, 0
+
+        async def generate(self, request):
+            name = digit_policy.format.decode(request.prompt_ids).split("\n")[0]
+            for _ in range(300 if name == "q0" else 1):
+                await asyncio.sleep(0)
+            log.append(name)
+            return await digit_policy.generate(request)
+
+    rows = compare(engine=Slow(), in_flight=12, chunk=1)
+    assert [(row.method, row.traces, row.tree) for row in rows] == [
+        (row.method, row.traces, row.tree) for row in compare()
+    ]
+    assert log.index("q9") > log.index("q0"), "no more chunks are begun than keep the window full"
+    assert log.index("q3") < log.index("q0")
+
+
+def test_scored_tokens_are_those_of_the_search_alone(compare, digit_policy):
+    """With a real scorer that keeps what it has encoded, whoever asked for it."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForTokenClassification
+
+    from prmkit.models.prm import PRMModel
+    from prmkit.scoring.prm import PRMScorer
+    from prmkit.steps import PRMFormat, StepFormat
+
+    torch.manual_seed(0)
+    tokenizer = digit_policy.format.tokenizer
+    bound = StepFormat(prm=PRMFormat(head="scalar", tag="", after_step="\n", read="step_end")).bind(tokenizer)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    config = Qwen2Config(vocab_size=len(tokenizer), num_labels=1, num_key_value_heads=1, **sizes)
+    model = PRMModel(Qwen2ForTokenClassification(config), bound).eval()
+    problems = PROBLEMS[:4]
+    together = compare(problems, scorer=PRMScorer(model))
+    for problem in problems:
+        for row in together:
+            if row.problem_id == problem.id:
+                scorer = PRMScorer(model)
+                rows = compare([problem], scorer=scorer)
+                alone = next(r for r in rows if r.method == row.method)
+                assert row.usage == alone.usage
+                assert sum(r.usage.scored_tokens for r in rows) > scorer.stats.encoded_tokens, "searches share prefixes"
+
+
+def test_what_is_done_is_not_paid_for_again(digit_policy, last_step_grader, tmp_path):
+    """A run that dies in its third chunk: the next one asks the engine for the missing problems only."""
+
+    class Dies:
+        format, weight_version = digit_policy.format, 0
+        left = 1000
+
+        async def generate(self, request):
+            Dies.left -= 1
+            if Dies.left < 0:
+                raise KeyboardInterrupt
+            return await digit_policy.generate(request)
+
+    def run(path):
+        digit_policy.requests.clear()
+        method = make_method("best_of_n", make_params("best_of_n", {"n": 2}))
+        with ChunkedOutput(path, {}) as output:
+            run_search(PROBLEMS, Searcher(method, Dies(), None, last_step_grader), output, RunParams(1, chunk=2))
+        return sorted(digit_policy.format.decode(r.prompt_ids).strip() for r in digit_policy.requests)
+
+    run(tmp_path / "whole.jsonl")
+    Dies.left = 5
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut.jsonl")
+    Dies.left = 1000
+    assert run(tmp_path / "cut.jsonl") == [f"q{i}" for i in range(4, 10)]
+    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
 def test_rows_keep_the_tree(digit_policy, digit_scorer, last_step_grader, tmp_path):
     method = make_method("beam_search", make_params("beam_search", {"n": 4, "width": 2}))
     searcher = Searcher(method, digit_policy, digit_scorer, last_step_grader)
@@ -160,11 +267,14 @@ def test_rows_keep_the_tree(digit_policy, digit_scorer, last_step_grader, tmp_pa
 def test_bad_rows_and_parameters_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="in_flight: got 0"):
         RunParams(in_flight=0)
+    with pytest.raises(ConfigError, match="chunk: got 0"):
+        RunParams(chunk=0)
     with pytest.raises(ConfigError, match=r"greedy\.temperature: got 1\.0"):
         RunParams(greedy=SamplingParams())
     good = SearchRow("p", "q", "1", (TraceRecord(("s",), "stop", "1", 0, True, 2),)).to_json()
-    old = SearchRow.from_json({k: v for k, v in good.items() if k != "tree"} | {"schema": 1}, "f:3")
-    assert old == SearchRow.from_json(good, "f:3"), "rows of the first schema have no tree"
+    for schema, unknown in ((1, ("tree", "method", "budget")), (2, ("method", "budget"))):
+        old = SearchRow.from_json({k: v for k, v in good.items() if k not in unknown} | {"schema": schema}, "f:3")
+        assert old == SearchRow.from_json(good, "f:3"), "older rows have no tree, and name no method"
     with pytest.raises(DataError, match="f:3: schema 9"):
         SearchRow.from_json(good | {"schema": 9}, "f:3")
     with pytest.raises(DataError, match=r"f:3: not a search row: KeyError\('traces'\)"):

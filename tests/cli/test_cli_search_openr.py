@@ -1,0 +1,97 @@
+"""The protocol of OpenR's figure 4, as the file says it and with a tiny pair put in by overrides."""
+
+import pytest
+import yaml
+
+from prmkit.cli import main
+from prmkit.io import read_json
+from prmkit.resources import find_config
+from prmkit.search.rows import read_rows
+
+NAME = "configs/search/openr_figure4.yaml"
+
+
+def test_it_says_what_the_paper_says():
+    config = yaml.safe_load(find_config(NAME).read_text(encoding="utf-8"))
+    assert config["policy"] == "Qwen/Qwen2.5-Math-1.5B-Instruct"
+    assert config["prm"].startswith("Qwen/Qwen2.5-Math-PRM")
+    assert (config["task"], config["split"], "limit" in config) == ("math500", "test", False)
+    assert config["budgets"] == [1, 4, 16, 64, 256]
+    assert config["sampling"]["temperature"] == 0.7
+    assert (config["beam_search"]["width"], config["beam_search"]["max_steps"]) == (4, 50)
+    assert (config["beam_search"]["aggregation"], config["headline"]) == ("last", "last_vote")
+
+
+@pytest.fixture(scope="module")
+def tiny_pair(tmp_path_factory):
+    """A random Qwen2 over bytes with Qwen's chat words: the policy, and the PRM with a new head."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    from prmkit.models import save_policy
+    from prmkit.steps import get_step_format
+
+    blank_line = "\u010a\u010a"
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), blank_line]
+    bpe = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[("\u010a", "\u010a")]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<extra_0>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        intermediate_size=16,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        **sizes,
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():  # ends of steps, ends of solutions and digits are likelier than other bytes
+        for token, extra in ((len(words) - 1, 2.0), (tokenizer.eos_token_id, 2.0), (words.index("7"), 3.0)):
+            model.lm_head.weight[token] *= 1.0 + extra
+    folder = tmp_path_factory.mktemp("pair") / "model"
+    save_policy(model.eval(), tokenizer, get_step_format("qwen2.5-math-prm"), folder)
+    return folder
+
+
+def test_a_tiny_pair_runs_it(tiny_pair, data_dir, tmp_path, capsys):
+    overrides = {
+        "policy": tiny_pair,
+        "prm": tiny_pair,
+        "output": tmp_path / "out",
+        "data": data_dir / "math",
+        "limit": 2,
+        "sampling.max_tokens": 10,
+        "beam_search.step_tokens": 4,
+        "in_flight": 8,
+        "engine.dtype": "float32",
+        "scorer.dtype": "float32",
+        "engine.device": "cpu",
+    }
+    arguments = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
+    assert main(["search", "--config", NAME, *arguments]) == 0
+    rows = list(read_rows(tmp_path / "out" / "rows.jsonl"))
+    assert all(row.error is None for row in rows)
+    assert len(rows) == 2 * (2 * 5 + 1)
+    assert {row.level for row in rows} == {"Level 2", "Level 5"}
+    for row in rows:
+        if row.method == "best_of_n":
+            assert len(row.traces) == row.budget
+        if row.budget is not None:
+            assert row.usage.generated_tokens <= 10 * row.budget
+    figures = read_json(tmp_path / "out" / "summary.json")["figures"]
+    assert [found["budget"] for found in figures["searches"]] == [1, 4, 16, 64, 256] * 2 + [None]
+    last = figures["searches"][4]
+    assert 0.0 < last["unfinished"] <= 1.0, "endless solutions are counted"
+    for found in figures["searches"]:
+        assert found["selection"] == "last_vote"
+        assert {"last_vote", "last_max", "majority", "oracle"} <= set(found["accuracy"])
+    assert (tmp_path / "out" / "accuracy_by_level.png").is_file()
+    assert "Level 5 (1)" in capsys.readouterr().out
