@@ -102,7 +102,8 @@ def _from_search(path: Path, summary: dict[str, Any]) -> Metrics:
 
     if "method" not in summary:
         raise DataError(
-            f"{path}: compares several searches; metrics come from one. Run `prm search` with one method and no --budgets."
+            f"{path}: compares several searches; metrics come from one. Run `prm search` with one method, without "
+            "--budgets."
         )
     rows = list(read_rows(path.with_name("rows.jsonl")))
     samples = samples_from_rows(rows)
