@@ -39,9 +39,7 @@ COMMANDS: dict[str, Command] = {
     "test": Command("prmkit.cli.fit", "one pass over the test data of a config", "test"),
     "predict": Command("prmkit.cli.fit", "write a PRM's step scores to predictions.jsonl", "predict"),
     "annotate": Command("prmkit.cli.annotate", "sample a policy and label its steps by Monte-Carlo rollouts"),
-    "search": Command(
-        "prmkit.cli.search", "solve problems with searches under a PRM; accuracy against budget"
-    ),
+    "search": Command("prmkit.cli.search", "solve problems with searches under a PRM; accuracy against budget"),
     "pairs": Command("prmkit.cli.pairs", "publish, list, compare, pull and promote versions of policy and PRM"),
     "demo": Command("prmkit.cli.demo", "the whole loop on built-in data, in minutes on a laptop"),
     "doctor": Command("prmkit.cli.doctor", "what is installed, which devices, what is missing and how to get it"),
