@@ -49,6 +49,8 @@ check: lint types contracts test wheel ## all checks
 benchmarks: setup ## the measurements of benchmarks/, one after the other
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/prm_memory.py
+	$(BIN)/python benchmarks/annotation.py
+	$(BIN)/python benchmarks/registry.py
 
 clean: ## remove what was built, not the environment or runs/
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
