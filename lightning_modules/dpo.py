@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.optim import Optimizer
 from torchmetrics import MeanMetric
-from transformers import PreTrainedModel
 
-from lightning_modules.formats import bind_format
-from lightning_modules.optimizers import OptimizerConfig, build_optimizer
-from lightning_modules.policy_actor import MetricWindow, Reference, evaluating, score_policy
-from lightning_modules.window import WindowSums
+from lightning_modules.optimizers import OptimizerConfig
+from lightning_modules.policy_actor import Reference, score_policy
+from lightning_modules.policy_module import PolicyModule
 from prmkit.losses import (
     CHUNK_LOGITS,
     PreferenceConfig,
     PreferenceOutput,
     logprob_sums,
-    normalise,
     preference_loss,
-    window_total,
 )
-from prmkit.models import ModelSource, build_policy, checked_lm_head, save_policy
+from prmkit.models import ModelSource
 
 __all__ = ["DPO"]
 
 
-class DPO(LightningModule):
+class DPO(PolicyModule):
     """Trains a policy to prefer the chosen of each pair over the rejected.
 
     Batches are `OfflineBatch`es of `datamodules.experience_offline`: rows "pairs" make DPO (or IPO), "step_pairs"
@@ -43,8 +35,6 @@ class DPO(LightningModule):
         reference: the reference policy; None is the source, or with adapters the policy without them.
     """
 
-    model: PreTrainedModel
-
     def __init__(
         self,
         source: ModelSource,
@@ -54,33 +44,19 @@ class DPO(LightningModule):
         reference: ModelSource | None = None,
         chunk_logits: int = CHUNK_LOGITS,
     ) -> None:
-        super().__init__()
-        self.source, self.optimizer_config = source, optimizer
-        self.preference, self.chunk_logits = loss, chunk_logits
-        self.bound_format = bind_format(source, step_format)
-        self.tokenizer = self.bound_format.tokenizer
+        super().__init__(source, step_format, optimizer, chunk_logits)
+        self.preference = loss
         self.reference = Reference(source, reference)
         self.reference.wanted = True
         self.eval_loss, self.eval_accuracy = MeanMetric(), MeanMetric()
-        self._window, self._metrics = WindowSums(), MetricWindow()
 
-    def configure_model(self) -> None:
-        if not hasattr(self, "model"):
-            self.model = build_policy(self.source, self.tokenizer)
-            checked_lm_head(self.model)
-            self.reference.build(self.model, self.tokenizer)
+    def build_beside(self) -> None:
+        self.reference.build(self.model, self.tokenizer)
 
     def training_step(self, batch: Any) -> Tensor:
         output = self._loss(batch)
-        self._window.add(output.loss, batch)
         self._metrics.add(output.metrics, None)
-        total = window_total(batch.window_count, self.device)
-        return normalise(output.loss.loss_sum, total, self.trainer.accumulate_grad_batches)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self._window.log_step(self, optimizer)
-        found, _ = self._metrics.pop()
-        self.log_dict({f"train/{name}": figure.mean.float() for name, figure in found.items()})
+        return self.share_of_step(output.loss, batch)
 
     def validation_step(self, batch: Any) -> None:
         output = self._loss(batch)
@@ -89,17 +65,9 @@ class DPO(LightningModule):
         self.log("val/loss", self.eval_loss, on_step=False, on_epoch=True)
         self.log("val/accuracy", self.eval_accuracy, on_step=False, on_epoch=True)
 
-    def configure_optimizers(self) -> Any:
-        return build_optimizer(self.parameters(), self.optimizer_config, self.trainer.estimated_stepping_batches)
-
-    def export_pretrained(self, directory: str | Path, weight_version: int = 0) -> None:
-        """Write the policy as a folder that transformers and vLLM read."""
-        save_policy(self.model, self.tokenizer, self.bound_format, directory, weight_version)
-
     def _loss(self, batch: Any) -> PreferenceOutput:
         ids, mask = batch.input_ids, batch.action_mask
-        with torch.no_grad(), evaluating(self.model):
-            reference = logprob_sums(self.reference.logprobs(self.model, ids, mask, 1.0), mask)
+        reference = logprob_sums(self.reference.logprobs(self.model, ids, mask, 1.0), mask)
         found = logprob_sums(score_policy(self.model, ids, mask, 1.0, self.chunk_logits).logprobs, mask)
         pairs = batch.pairs  # a filler batch has one row and no pair: both halves are empty, the graph stays whole
         chosen, rejected = found[:pairs], found[pairs : 2 * pairs]

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.optim import Optimizer
-from transformers import PreTrainedModel
 
-from lightning_modules.formats import bind_format
-from lightning_modules.optimizers import OptimizerConfig, build_optimizer
+from lightning_modules.optimizers import OptimizerConfig
 from lightning_modules.policy_actor import (
     KLPenalty,
-    MetricWindow,
     PolicyEvaluation,
     PolicyObjective,
     Reference,
@@ -25,7 +19,7 @@ from lightning_modules.policy_actor import (
     score_policy,
     summed,
 )
-from lightning_modules.window import WindowSums
+from lightning_modules.policy_module import PolicyModule
 from prmkit.advantages import (
     GroupAdvantages,
     GroupConfig,
@@ -40,15 +34,13 @@ from prmkit.losses import (
     CHUNK_LOGITS,
     CorrectionConfig,
     PolicyLossConfig,
-    normalise,
-    window_total,
 )
-from prmkit.models import ModelSource, build_policy, checked_lm_head, save_policy
+from prmkit.models import ModelSource
 
 __all__ = ["GRPO"]
 
 
-class GRPO(LightningModule):
+class GRPO(PolicyModule):
     """Trains a policy on its own solutions, each compared with the others for its prompt.
 
     Batches are `PolicyBatch`es of `datamodules.experience`; docs/algorithms.md says which settings make GRPO, DAPO, Dr.
@@ -78,8 +70,6 @@ class GRPO(LightningModule):
         bound_format, tokenizer: the step format in the tokenizer's ids, and the tokenizer.
     """
 
-    model: PreTrainedModel
-
     def __init__(
         self,
         source: ModelSource,
@@ -96,31 +86,21 @@ class GRPO(LightningModule):
         temperature: float = 1.0,
         chunk_logits: int = CHUNK_LOGITS,
     ) -> None:
-        super().__init__()
+        super().__init__(source, step_format, optimizer, chunk_logits)
         if credit not in ("steps", "trace"):
             raise ConfigError("model.credit", credit, "steps | trace")
-        for name, value in (("process_weight", process_weight), ("entropy_weight", entropy_weight)):
-            if not value >= 0.0:
-                raise ConfigError(f"model.{name}", value, "a number of at least 0")
-        if not temperature > 0.0:
-            raise ConfigError("model.temperature", temperature, "a number above 0: training needs exploration")
-        self.source, self.optimizer_config = source, optimizer
+        if not process_weight >= 0.0:
+            raise ConfigError("model.process_weight", process_weight, "a number of at least 0")
         self.advantage, self.credit, self.process_weight = advantage, credit, process_weight
-        self.objective = PolicyObjective(loss, kl, entropy_weight, correction)
-        self.temperature, self.chunk_logits = temperature, chunk_logits
+        self.objective = PolicyObjective(loss, kl, entropy_weight, correction, temperature)
+        self.temperature = temperature
         self.group_size = advantage.size
-        self.bound_format = bind_format(source, step_format)
-        self.tokenizer = self.bound_format.tokenizer
         self.reference = Reference(source, reference)
         self.reference.wanted = kl.weight > 0.0
         self.evaluation = PolicyEvaluation()
-        self._window, self._metrics = WindowSums(), MetricWindow()
 
-    def configure_model(self) -> None:
-        if not hasattr(self, "model"):
-            self.model = build_policy(self.source, self.tokenizer)
-            checked_lm_head(self.model)
-            self.reference.build(self.model, self.tokenizer)
+    def build_beside(self) -> None:
+        self.reference.build(self.model, self.tokenizer)
 
     # -- asked by the data module (`Learner`) -------------------------------------------------------------------------
 
@@ -128,8 +108,7 @@ class GRPO(LightningModule):
         self.reference.wanted = True
 
     def reference_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
-        with evaluating(self.model):
-            return self.reference.logprobs(self.model, input_ids, written, self.temperature)
+        return self.reference.logprobs(self.model, input_ids, written, self.temperature)
 
     def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -168,31 +147,14 @@ class GRPO(LightningModule):
     def training_step(self, batch: Any) -> Tensor:
         scores = score_policy(self.model, batch.input_ids, batch.action_mask, self.temperature, self.chunk_logits)
         step = policy_step(scores, batch, self.objective)
-        self._window.add(step.loss, batch)
         self._metrics.add(step.metrics, batch.report)
-        total = window_total(batch.window_count, self.device)
-        return normalise(step.loss.loss_sum, total, self.trainer.accumulate_grad_batches)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self._window.log_step(self, optimizer)
-        found, report = self._metrics.pop()
-        self.log_dict({f"train/{name}": figure.mean.float() for name, figure in found.items()})
-        self.log_dict(report)
+        return self.share_of_step(step.loss, batch)
 
     def validation_step(self, batch: Any) -> None:
-        self.evaluation.update(batch)
-        self.evaluation.log(self, "val")
+        self.evaluation.record(self, batch, "val")
 
     def test_step(self, batch: Any) -> None:
-        self.evaluation.update(batch)
-        self.evaluation.log(self, "test")
-
-    def configure_optimizers(self) -> Any:
-        return build_optimizer(self.parameters(), self.optimizer_config, self.trainer.estimated_stepping_batches)
-
-    def export_pretrained(self, directory: str | Path, weight_version: int = 0) -> None:
-        """Write the policy as a folder that transformers and vLLM read."""
-        save_policy(self.model, self.tokenizer, self.bound_format, directory, weight_version)
+        self.evaluation.record(self, batch, "test")
 
     def _process(self, experience: Any) -> GroupAdvantages:
         steps = experience.step_rewards.shape[1]

@@ -80,12 +80,20 @@ class PolicyObjective:
         entropy_weight: factor of the entropy bonus; 0 only logs the entropy.
         correction: weights of generator against trainer; None gives all tokens the weight 1, and logs what they would
             be.
+        temperature: that solutions are sampled, and probabilities taken, at; above 0.
     """
 
     loss: PolicyLossConfig
     kl: KLPenalty
     entropy_weight: float
     correction: CorrectionConfig | None
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not self.entropy_weight >= 0.0:
+            raise ConfigError("model.entropy_weight", self.entropy_weight, "a number of at least 0")
+        if not self.temperature > 0.0:
+            raise ConfigError("model.temperature", self.temperature, "a number above 0: training needs exploration")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +219,8 @@ class Reference:
         self._frozen = (model,)
 
     def logprobs(self, policy: PreTrainedModel, input_ids: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        """[B, T] log-probabilities under the reference where the mask is True; no gradient."""
-        with torch.no_grad():
+        """[B, T] log-probabilities under the reference where the mask is True; no gradient, no dropout."""
+        with torch.no_grad(), evaluating(policy):
             if self._by_adapters:
                 with _without_adapters(policy):
                     return score_policy(policy, input_ids, mask, temperature).logprobs
@@ -263,8 +271,10 @@ class MetricWindow:
     def pop(self) -> tuple[dict[str, MetricSum], dict[str, float]]:
         """Figures over all ranks, and the iteration's; start anew. Collective."""
         names = sorted(self._sums)
-        stacked = torch.stack([torch.stack([self._sums[n].total.double(), self._sums[n].count]) for n in names])
-        found = {n: MetricSum(row[0], row[1].long()) for n, row in zip(names, summed(stacked), strict=True)}
+        found: dict[str, MetricSum] = {}
+        if names:  # the same on every rank
+            stacked = torch.stack([torch.stack([self._sums[n].total.double(), self._sums[n].count]) for n in names])
+            found = {n: MetricSum(row[0], row[1].long()) for n, row in zip(names, summed(stacked), strict=True)}
         report = self._report
         self._sums, self._report = {}, {}
         return found, report
@@ -277,12 +287,11 @@ class PolicyEvaluation(nn.Module):
         super().__init__()
         self.means = nn.ModuleDict({name: MeanMetric() for name in ("pass_at_1", "length", "steps", "truncated")})
 
-    def update(self, batch: Any) -> None:
+    def record(self, module: LightningModule, batch: Any, stage: str) -> None:
+        """Count a batch, and log the means under the names of a stage."""
         values = {"pass_at_1": batch.right, "length": batch.length, "steps": batch.steps, "truncated": batch.truncated}
         for name, value in values.items():
             self.means[name].update(value)  # type: ignore[operator]
-
-    def log(self, module: LightningModule, stage: str) -> None:
         for name, mean in self.means.items():
             module.log(f"{stage}/{name}", cast(MeanMetric, mean), on_step=False, on_epoch=True)
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.optim import Optimizer
-from transformers import PreTrainedModel
 
-from lightning_modules.formats import bind_format
 from lightning_modules.optimizers import OptimizerConfig, build_optimizer
 from lightning_modules.policy_actor import (
     KLPenalty,
-    MetricWindow,
     PolicyEvaluation,
     PolicyObjective,
     Reference,
@@ -26,7 +21,7 @@ from lightning_modules.policy_actor import (
     summed,
 )
 from lightning_modules.policy_critic import Critic, CriticConfig
-from lightning_modules.window import WindowSums
+from lightning_modules.policy_module import PolicyModule
 from prmkit.advantages import GAEConfig, Moments, gae, whiten
 from prmkit.errors import ConfigError
 from prmkit.losses import (
@@ -39,12 +34,12 @@ from prmkit.losses import (
     value_loss,
     window_total,
 )
-from prmkit.models import ModelSource, build_policy, checked_lm_head, save_policy
+from prmkit.models import ModelSource
 
 __all__ = ["PPO"]
 
 
-class PPO(LightningModule):
+class PPO(PolicyModule):
     """Trains a policy and a critic on the policy's own solutions.
 
     Batches are `PolicyBatch`es of `datamodules.experience`. Rewards fall on tokens: a step's on its last one, the
@@ -66,7 +61,6 @@ class PPO(LightningModule):
         bound_format, tokenizer: the step format in the tokenizer's ids, and the tokenizer.
     """
 
-    model: PreTrainedModel
     critic: Critic
 
     def __init__(
@@ -86,31 +80,20 @@ class PPO(LightningModule):
         temperature: float = 1.0,
         chunk_logits: int = CHUNK_LOGITS,
     ) -> None:
-        super().__init__()
+        super().__init__(source, step_format, optimizer, chunk_logits)
         if samples < 1:
             raise ConfigError("model.samples", samples, "an integer of at least 1")
-        if not temperature > 0.0:
-            raise ConfigError("model.temperature", temperature, "a number above 0: training needs exploration")
-        if not entropy_weight >= 0.0:
-            raise ConfigError("model.entropy_weight", entropy_weight, "a number of at least 0")
-        self.source, self.optimizer_config = source, optimizer
         self.group_size, self.advantage, self.whiten = samples, advantage, whiten
         self.critic_config = critic
-        self.objective = PolicyObjective(loss, kl, entropy_weight, correction)
-        self.temperature, self.chunk_logits = temperature, chunk_logits
-        self.bound_format = bind_format(source, step_format)
-        self.tokenizer = self.bound_format.tokenizer
+        self.objective = PolicyObjective(loss, kl, entropy_weight, correction, temperature)
+        self.temperature = temperature
         self.reference = Reference(source, reference)
         self.reference.wanted = kl.weight > 0.0
         self.evaluation = PolicyEvaluation()
-        self._window, self._metrics = WindowSums(), MetricWindow()
 
-    def configure_model(self) -> None:
-        if not hasattr(self, "model"):
-            self.model = build_policy(self.source, self.tokenizer)
-            checked_lm_head(self.model)
-            self.critic = Critic(self.critic_config, self.source, self.model, self.tokenizer)
-            self.reference.build(self.model, self.tokenizer)
+    def build_beside(self) -> None:
+        self.critic = Critic(self.critic_config, self.source, self.model, self.tokenizer)
+        self.reference.build(self.model, self.tokenizer)
 
     # -- asked by the data module (`Learner`) -------------------------------------------------------------------------
 
@@ -118,8 +101,7 @@ class PPO(LightningModule):
         self.reference.wanted = True
 
     def reference_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
-        with evaluating(self.model):
-            return self.reference.logprobs(self.model, input_ids, written, self.temperature)
+        return self.reference.logprobs(self.model, input_ids, written, self.temperature)
 
     def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -166,22 +148,17 @@ class PPO(LightningModule):
         of_policy = normalise(step.loss.loss_sum, counts[0], accumulation)
         return of_policy + config.weight * normalise(critic.loss.loss_sum, counts[1], accumulation)
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self._window.log_step(self, optimizer)
-        found, report = self._metrics.pop()
+    def step_figures(self, found: Mapping[str, MetricSum]) -> dict[str, Tensor]:
         critic = {name.removeprefix("value_"): figure for name, figure in found.items() if name.startswith("value_")}
         figures = {name: figure.mean.float() for name, figure in found.items() if not name.endswith("_squared")}
         figures["explained_variance"] = explained_variance(critic).float()
-        self.log_dict({f"train/{name}": value for name, value in figures.items()})
-        self.log_dict(report)
+        return figures
 
     def validation_step(self, batch: Any) -> None:
-        self.evaluation.update(batch)
-        self.evaluation.log(self, "val")
+        self.evaluation.record(self, batch, "val")
 
     def test_step(self, batch: Any) -> None:
-        self.evaluation.update(batch)
-        self.evaluation.log(self, "test")
+        self.evaluation.record(self, batch, "test")
 
     def configure_optimizers(self) -> Any:
         lr = self.optimizer_config.lr if self.critic_config.lr is None else self.critic_config.lr
@@ -191,7 +168,3 @@ class PPO(LightningModule):
             self.trainer.estimated_stepping_batches,
             others=[(self.critic.parameters(), lr)],
         )
-
-    def export_pretrained(self, directory: str | Path, weight_version: int = 0) -> None:
-        """Write the policy, without its critic, as a folder that transformers and vLLM read."""
-        save_policy(self.model, self.tokenizer, self.bound_format, directory, weight_version)
