@@ -15,7 +15,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -23,13 +24,12 @@ from typing import Any, Literal
 
 from prmkit.errors import ConfigError, DataError, PrmkitError
 from prmkit.io import read_json, write_json
-from prmkit.processes import Exit, run_process
+from prmkit.processes import Exit, Job, run_processes
 
 __all__ = ["Stage", "StageResult", "StageRunner"]
 
 COMPLETE_FILE = ".complete.json"
 RECORD_FILE = ".stage.json"
-HEARTBEAT_SECONDS = 5.0
 TAIL_LINES = 15
 
 
@@ -152,15 +152,32 @@ class StageRunner:
         when the process fails or an output is missing; KeyboardInterrupt or SystemExit(143) after SIGINT or SIGTERM,
         when the process has ended.
         """
+        return self.run_together([stage])[0]
+
+    def run_together(self, stages: Sequence[Stage]) -> list[StageResult]:
+        """Run stages that do not read each other's outputs at the same time; see `run`.
+
+        `write` receives the output of the first that is not complete, the others' goes to their logs only. When one
+        fails the others end first; they are complete then.
+        """
         if self._lock is None:
             raise RuntimeError("StageRunner.run outside its `with` block: the run folder is not locked")
-        if self.directory.resolve() not in stage.directory.resolve().parents:
-            raise ConfigError(f"stage {stage.name}.directory", str(stage.directory), f"a folder in {self.directory}")
-        record = self._record(stage, stage.key())
-        if self._is_complete(stage):
-            self._say(f"{stage.name}: complete, skipped")
-            return StageResult(stage.name, "skipped", record.seconds, record.attempts)
-        return self._attempt(stage, record)
+        for stage in stages:
+            if self.directory.resolve() not in stage.directory.resolve().parents:
+                raise ConfigError(
+                    f"stage {stage.name}.directory", str(stage.directory), f"a folder in {self.directory}"
+                )
+        results: dict[str, StageResult] = {}
+        attempts: list[_Attempt] = []
+        for stage in stages:
+            record = self._record(stage, stage.key())
+            if self._is_complete(stage):
+                self._say(f"{stage.name}: complete, skipped")
+                results[stage.name] = StageResult(stage.name, "skipped", record.seconds, record.attempts)
+            else:
+                attempts.append(_Attempt(stage, record, self.directory / "logs" / f"{stage.name}.log"))
+        results.update((result.name, result) for result in self._run_attempts(attempts))
+        return [results[stage.name] for stage in stages]
 
     def _record(self, stage: Stage, key: str) -> _Record:
         """What is known of earlier attempts under this key; leftovers of another key are moved away first."""
@@ -191,47 +208,78 @@ class StageRunner:
             self._say(f"{stage.name}: was complete, but {', '.join(missing)} is gone; running again")
         return not missing
 
-    def _attempt(self, stage: Stage, before: _Record) -> StageResult:
-        attempts = before.attempts + 1
-        log = self.directory / "logs" / f"{stage.name}.log"
-        stage.directory.mkdir(parents=True, exist_ok=True)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._say(f"{stage.name}: " + ("started" if attempts == 1 else f"continued (attempt {attempts})"))
+    def _run_attempts(self, attempts: Sequence[_Attempt]) -> list[StageResult]:
+        with ExitStack() as stack:
+            jobs = []
+            for number, attempt in enumerate(attempts):
+                beside = f"; its output goes to {attempt.log}" if number and self._write is not None else ""
+                self._say(f"{attempt.stage.name}: {attempt.begin(stack)}{beside}")
+                jobs.append(attempt.job(None if number else self._write))
+            exits = run_processes(jobs, keep_open=() if self._lock is None else (self._lock,))
+        for attempt, exit_ in zip(attempts, exits, strict=True):
+            attempt.keep_time(exit_.seconds)
+        results, failures = [], []
+        for attempt, exit_ in zip(attempts, exits, strict=True):
+            if exit_.interrupted_by is not None:  # it may have ended well with its work half done
+                continue
+            try:
+                results.append(attempt.end(exit_))
+            except PrmkitError as error:
+                failures.append(error)
+        for exit_ in exits:
+            exit_.raise_if_interrupted()
+        if failures:
+            raise PrmkitError("\n".join(map(str, failures)))
+        return results
 
-        def keep_time(elapsed: float) -> None:
-            replace(before, attempts=attempts, seconds=before.seconds + elapsed).save(stage.directory)
 
-        keep_time(0.0)
-        with log.open("ab", buffering=0) as file:
-            file.write(f"--- {stage.name}, attempt {attempts}, {time.strftime('%F %T')}: {stage.argv}\n".encode())
-            start = file.tell()
-            exit_ = run_process(
-                stage.argv,
-                environment=stage.environment,
-                sinks=[file.write] if self._write is None else [file.write, self._write],
-                keep_open=() if self._lock is None else (self._lock,),
-                heartbeat=keep_time,
-                heartbeat_seconds=HEARTBEAT_SECONDS,
-            )
-        keep_time(exit_.seconds)
-        self._judge(stage, exit_, log, start)
-        seconds = before.seconds + exit_.seconds
-        outputs = [str(path) for path in stage.outputs]
+class _Attempt:
+    """One process of a stage."""
+
+    def __init__(self, stage: Stage, before: _Record, log: Path) -> None:
+        self.stage, self.log = stage, log
+        self._before = before
+        self._attempts = before.attempts + 1
+        self._start = 0
+
+    def begin(self, stack: ExitStack) -> str:
+        """Open its log; returns what to say."""
+        self.stage.directory.mkdir(parents=True, exist_ok=True)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.keep_time(0.0)
+        self._file = stack.enter_context(self.log.open("ab", buffering=0))
+        now = time.strftime("%F %T")
+        self._file.write(f"--- {self.stage.name}, attempt {self._attempts}, {now}: {self.stage.argv}\n".encode())
+        self._start = self._file.tell()
+        return "started" if self._attempts == 1 else f"continued (attempt {self._attempts})"
+
+    def job(self, write: Callable[[bytes], None] | None) -> Job:
+        sinks = [self._file.write] if write is None else [self._file.write, write]
+        return Job(self.stage.argv, sinks, self.stage.environment, self.keep_time)
+
+    def keep_time(self, elapsed: float) -> None:
+        seconds = self._before.seconds + elapsed
+        replace(self._before, attempts=self._attempts, seconds=seconds).save(self.stage.directory)
+
+    def end(self, exit_: Exit) -> StageResult:
+        """Mark the stage as complete. Raises PrmkitError unless the process ended well and left its outputs."""
+        missing = [str(path) for path in self.stage.outputs if not path.exists()]
+        if exit_.status or missing:
+            reason = exit_.describe() if exit_.status else f"ended well, but did not write {', '.join(missing)}"
+            tail = _tail(self.log, self._start)
+            raise PrmkitError(f"stage {self.stage.name}: {reason}. Its last lines ({self.log}):\n{tail}")
+        seconds = self._before.seconds + exit_.seconds
+        outputs = [str(path) for path in self.stage.outputs]
         write_json(
-            stage.directory / COMPLETE_FILE,
-            {"key": before.key, "argv": list(stage.argv), "outputs": outputs, "seconds": round(seconds, 3)},
+            self.stage.directory / COMPLETE_FILE,
+            {
+                "key": self._before.key,
+                "argv": list(self.stage.argv),
+                "outputs": outputs,
+                "seconds": round(seconds, 3),
+            },
         )
-        return StageResult(stage.name, "ran", seconds, attempts)
-
-    @staticmethod
-    def _judge(stage: Stage, exit_: Exit, log: Path, start: int) -> None:
-        """Raise unless the process ended well and left its outputs."""
-        exit_.raise_if_interrupted()
-        missing = [str(path) for path in stage.outputs if not path.exists()]
-        if exit_.status == 0 and not missing:
-            return
-        reason = exit_.describe() if exit_.status else f"ended well, but did not write {', '.join(missing)}"
-        raise PrmkitError(f"stage {stage.name}: {reason}. Its last lines ({log}):\n{_tail(log, start)}")
+        return StageResult(self.stage.name, "ran", seconds, self._attempts)
 
 
 def _drop(line: str) -> None:
