@@ -20,7 +20,7 @@ from typing import Any
 
 from prmkit.errors import PrmkitError
 
-__all__ = ["Exit", "Job", "run_processes"]
+__all__ = ["Exit", "Job", "bind_to_parent", "run_processes"]
 
 POLL_SECONDS = 0.2
 HEARTBEAT_SECONDS = 5.0
@@ -157,7 +157,7 @@ def _start(job: Job, keep_open: Sequence[int]) -> subprocess.Popen[bytes]:
             env={**os.environ, "PYTHONUNBUFFERED": "1", **job.environment},
             start_new_session=True,
             pass_fds=tuple(keep_open),
-            preexec_fn=_bind_to_parent(os.getpid()),
+            preexec_fn=bind_to_parent(os.getpid()),
         )
     except OSError as error:
         raise PrmkitError(f"{job.argv[0]}: cannot be started: {error.strerror}") from error
@@ -203,8 +203,12 @@ class _Forwarding:
                     os.killpg(process.pid, number)
 
 
-def _bind_to_parent(parent: int) -> Callable[[], None] | None:
-    """What the child does before it executes its command: ask the kernel for SIGKILL on its parent's death."""
+def bind_to_parent(parent: int) -> Callable[[], None] | None:
+    """A `preexec_fn` of `subprocess.Popen`: asks the kernel to kill the child when its parent dies. None off Linux.
+
+    Args:
+        parent: this process's id.
+    """
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # loaded here: the child may only make calls that cannot block

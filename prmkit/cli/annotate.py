@@ -34,6 +34,7 @@ examples:
   prm annotate --method omegaprm --policy my-policy --output steps.jsonl --task gsm8k --data gsm8k/train.jsonl
   prm annotate --method math_shepherd --help
   prm annotate --config C --policy P --output part-2.jsonl --shard 2/8      the second eighth; concatenate the outputs
+  prm annotate --config C --policy P --output steps.jsonl --workers 4       four processes on this machine
   prm annotate --config C --policy P --output steps.jsonl --shared true     start as many as you like, on any machine
   prm annotate --convert math-aps.jsonl --to prmkit --output steps.jsonl    see prm annotate --convert --help
   prm annotate --judge steps.jsonl --prm my-prm                             see prm annotate --judge --help
@@ -61,6 +62,7 @@ class AnnotateConfig:
         shard: i/n, the i-th of n equal parts of the problems, from 1; null takes all.
         shared: work on one output together with other processes that were started alike; they share the folder
             <output>.parts, and the last one puts the output together.
+        workers: processes on this machine, at least 1; with more than 1 they share the work as with `shared`.
         overwrite: begin anew, whatever the output holds.
     """
 
@@ -73,13 +75,23 @@ class AnnotateConfig:
     chunk: int = 50
     shard: str | None = None
     shared: bool = False
+    workers: int = 1
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.shard is not None:
             parse_shard(self.shard)
-        if self.shared and self.overwrite:
-            raise ConfigError("overwrite", True, "false with shared", f"Delete {self.output} and its .parts first.")
+        if self.workers < 1:
+            raise ConfigError("workers", self.workers, "an integer of at least 1")
+        if self.in_company and self.overwrite:
+            raise ConfigError(
+                "overwrite", True, "false with shared or workers", f"Delete {self.output} and its .parts first."
+            )
+
+    @property
+    def in_company(self) -> bool:
+        """Do several processes share the work?"""
+        return self.shared or self.workers > 1
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -150,7 +162,7 @@ def run(argv: list[str]) -> int:
     from prmkit.annotation.runner import AnnotationRun
 
     annotation = AnnotationRun(method, params, config.policy_name or config.policy, config.in_flight, config.chunk)
-    job = _Job(config, annotation, settings, task, problems)
+    job = _Job(config, annotation, settings, task, problems, tuple(arguments))
     state = _annotate(job, lambda: load_engine(folder, step_format, values["engine"]))
     _report(job, state, getattr(params, "threshold", 0.0))
     return 0
@@ -165,6 +177,7 @@ class _Job:
     settings: dict[str, Any]
     task: Task
     problems: list[Problem]
+    arguments: tuple[str, ...]
 
     @property
     def chunks(self) -> int:
@@ -182,7 +195,7 @@ def _annotate(job: _Job, load: Any) -> dict[str, Any]:
     from prmkit.annotation.runner import Workers, run_annotation
     from prmkit.cli.progress import ProgressLine
 
-    if job.config.shared:
+    if job.config.in_company:
         return _annotate_shared(job, load)
     with ExitStack() as stack:
         output = stack.enter_context(job.open(job.config.overwrite))
@@ -201,15 +214,22 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
     from prmkit.annotation.runner import Workers, gather_chunks, run_claimed
     from prmkit.claims import ClaimFolder
     from prmkit.cli.progress import ProgressLine
+    from prmkit.cli.workers import LocalWorkers
 
     with ExitStack() as stack:
         claims = stack.enter_context(ClaimFolder(f"{job.config.output}.parts", job.settings, job.chunks))
         if not claims.all_done:
+            same = ("annotate", *job.arguments, "--workers", "1", "--shared", "true")
+            stack.enter_context(LocalWorkers(same, job.config.workers - 1, claims.folder))
             workers = Workers(load(), entered(job.task.grader, stack))
-            progress = stack.enter_context(ProgressLine("annotate (this worker)", len(job.problems)))
-            run_claimed(
-                job.problems, workers, claims, job.run, lambda counts, usage: progress.advance(_so_far(counts, usage))
-            )
+            progress = stack.enter_context(ProgressLine("annotate", len(job.problems)))
+            size = job.run.chunk
+
+            def show(counts: AnnotationCounts, usage: Usage) -> None:
+                others = min(claims.done_by_others() * size, len(job.problems) - counts.problems)
+                progress.advance(f"this worker: {_so_far(counts, usage)}", counts.problems + others)
+
+            run_claimed(job.problems, workers, claims, job.run, show)
         stack.enter_context(claims.gathering())
         return gather_chunks(claims, stack.enter_context(job.open()))
 

@@ -88,6 +88,16 @@ def test_shards_in_their_order_and_shared_work_are_the_whole(annotate, tmp_path)
         assert (tmp_path / "shared.jsonl.trees.jsonl").read_bytes() == whole[1]
 
 
+@pytest.mark.slow
+def test_workers_of_one_machine_share_the_work(annotate, tmp_path):
+    annotate(*OMEGA, "--chunk", "1")
+    whole, log = (tmp_path / "x.jsonl").read_bytes(), tmp_path / "two.jsonl.parts" / "worker-1.log"
+    for _ in range(2):  # the second finds everything done
+        assert annotate(*OMEGA, "--chunk", "1", "--workers", "2", "--output", str(tmp_path / "two.jsonl")) == 0
+        assert (tmp_path / "two.jsonl").read_bytes() == whole
+        assert "solutions of 8 problems" in log.read_text()
+
+
 def test_shards_by_hand():
     assert parse_shard("2/8") == (2, 8)
     for text in ("0/2", "3/2", "1", "a/b", "1/2/3"):
@@ -138,6 +148,8 @@ def test_retrained_policy_is_noticed(annotate, memorised_policy, tmp_path, capsy
         (["--shard", "9/8"], "shard: got '9/8'"),
         (["--shard", "1/9"], "shard: got '1/9'; accepted: at most 8 parts"),
         (["--shared", "true", "--overwrite", "true"], "overwrite: got True; accepted: false with shared"),
+        (["--workers", "2", "--overwrite", "true"], "overwrite: got True; accepted: false with shared"),
+        (["--workers", "0"], "workers: got 0; accepted: an integer of at least 1"),
         (["--engine.device", "tpu9"], "engine.device: got 'tpu9'"),
     ],
 )
