@@ -245,7 +245,7 @@ def completion_of(
     ids = sampled.token_ids or ()
     text = fmt.decode(ids)
     found = find_stop(text, stop) if stop and ids[-1] != fmt.eos_id else None
-    if found is not None and sampled.finish == "stop":
+    if found is not None and sampled.finish == "stop" and _ends_with(ids, text, found, fmt):
         return Completion(ids, sampled.logprobs, text, "stop", found, weight_version)
     if any(string in text for string in stop):
         _broken(where, f"samples that end at the stop strings {list(stop)}", text)
@@ -266,6 +266,11 @@ def completion_of(
         ids = (*ids[:-1], fmt.eos_id)
         text = fmt.decode(ids)
     return Completion(ids, sampled.logprobs, text, "stop", None, weight_version)
+
+
+def _ends_with(ids: Sequence[int], text: str, stop: str, fmt: BoundStepFormat) -> bool:
+    """Is the stop string completed by the last token? That token may bring more text behind it."""
+    return text.find(stop) + len(stop) == len(text) or stop not in fmt.decode(ids[:-1])
 
 
 def _tokenised(sampled: Sampled, fmt: BoundStepFormat, stop: Sequence[str], where: str) -> Sampled:
