@@ -18,7 +18,7 @@ from prmkit.annotation.counts import AnnotationCounts, ProblemLabels
 from prmkit.annotation.methods import get_method
 from prmkit.chunks import ChunkedOutput, encode_lines
 from prmkit.claims import ClaimFolder
-from prmkit.errors import ConfigError, DataError, PrmkitError
+from prmkit.errors import ConfigError, DataError, EngineLostError, PrmkitError
 from prmkit.io import parse_json_line
 from prmkit.search.budget import Budget
 from prmkit.types import Engine, Grader, Problem, Usage
@@ -281,6 +281,8 @@ class _Window:
                     problem, self._workers.engine, self._workers.grader, self._run.params, self._run.policy, budget
                 )
                 counts = result.counts
+            except EngineLostError:
+                raise
             except _ISOLATED as error:
                 result = f"{type(error).__name__}: {error}"
                 counts = AnnotationCounts(problems=1, failed=1)

@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from prmkit.annotation.counts import AnnotationCounts
 from prmkit.annotation.methods import METHODS, get_method
-from prmkit.cli.loading import entered, fingerprint, load_engine, load_problems, resolve_model
-from prmkit.cli.options import EngineConfig, ProblemSource, build, make_parser, peek, wants_help
+from prmkit.cli.loading import entered, load_engine, load_problems, model_identity, resolve_model
+from prmkit.cli.options import (
+    SERVER_FLAGS,
+    EngineConfig,
+    ProblemSource,
+    build,
+    expand_servers,
+    make_parser,
+    peek,
+    wants_help,
+)
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError
 from prmkit.types import Problem, SamplingParams, Task, Usage, VerifiableTask
@@ -32,6 +41,7 @@ methods (--method NAME --help lists the settings of each):
 examples:
   prm annotate --config configs/annotate/accumulator.yaml --policy runs/accumulator/sft/policy --output steps.jsonl
   prm annotate --method omegaprm --policy my-policy --output steps.jsonl --task gsm8k --data gsm8k/train.jsonl
+  prm annotate --config C --policy P --output steps.jsonl --engine http --endpoint http://a:8000 --endpoint http://b:8000
   prm annotate --method math_shepherd --help
   prm annotate --config C --policy P --output part-2.jsonl --shard 2/8      the second eighth; concatenate the outputs
   prm annotate --config C --policy P --output steps.jsonl --workers 4       four processes on this machine
@@ -52,7 +62,7 @@ class AnnotateConfig:
     """What to annotate, and where to.
 
     Attributes:
-        policy: model folder or hub name of the policy.
+        policy: model folder or hub name of the policy; with engine http its tokenizer and step format are enough.
         output: the JSON-lines file to write.
         method: omegaprm, math_shepherd or mips.
         policy_format: step format in place of the policy's own: a preset, a file or a folder.
@@ -134,12 +144,14 @@ def run(argv: list[str]) -> int:
         from prmkit.cli.judge import run_judge_command
 
         return run_judge_command(argv)
-    arguments, _ = expand_configs(argv)
+    arguments, _ = expand_configs(expand_servers(argv))
     method = peek(arguments, "method", AnnotateConfig.method)
     parse = parser(method)
     if wants_help(argv):
         methods = "\n".join(f"  {name:15}{entry.summary}" for name, entry in METHODS.items())
-        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES.format(methods=methods)}")
+        print(
+            f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{SERVER_FLAGS}\n{EXAMPLES.format(methods=methods)}"
+        )
         return 0
     with user_errors("prm annotate", parse):
         values = parse.instantiate(parse.parse_args(arguments))
@@ -147,23 +159,25 @@ def run(argv: list[str]) -> int:
         params: Any = build(get_method(method).params, values)
     task, split, problems = load_problems(source, "train")
     problems = shard_of(problems, config.shard)
-    folder, step_format = resolve_model(config.policy, config.policy_format, "policy")
+    engine: EngineConfig = values["engine"]
+    folder, step_format = resolve_model(config.policy, config.policy_format, "policy", weights=engine.kind != "http")
+    content, computed = model_identity(config.policy, folder, engine)
     settings = {
         "policy_name": config.policy_name or config.policy,
-        "policy": fingerprint(folder),
+        "policy": content,
         "policy_format": step_format.to_dict(),
         **{**asdict(source), "split": split},
         "method": method,
         **asdict(params),
         "shard": config.shard,
         "chunk": config.chunk,
-        "engine": {"dtype": values["engine"].dtype},
+        "engine": computed,
     }
     from prmkit.annotation.runner import AnnotationRun
 
     annotation = AnnotationRun(method, params, config.policy_name or config.policy, config.in_flight, config.chunk)
-    job = _Job(config, annotation, settings, task, problems, tuple(arguments))
-    state = _annotate(job, lambda: load_engine(folder, step_format, values["engine"]))
+    job = _Job(config, annotation, settings, task, problems, tuple(argv))
+    state = _annotate(job, lambda stack: load_engine(folder, step_format, engine, stack))
     _report(job, state, getattr(params, "threshold", 0.0))
     return 0
 
@@ -201,7 +215,7 @@ def _annotate(job: _Job, load: Any) -> dict[str, Any]:
         output = stack.enter_context(job.open(job.config.overwrite))
         if output.complete:
             return output.state
-        workers = Workers(load(), entered(job.task.grader, stack))
+        workers = Workers(load(stack), entered(job.task.grader, stack))
         done = min(output.chunks * job.run.chunk, len(job.problems))
         progress = stack.enter_context(ProgressLine("annotate", len(job.problems), done))
         return run_annotation(
@@ -221,7 +235,7 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
         if not claims.all_done:
             same = ("annotate", *job.arguments, "--workers", "1", "--shared", "true")
             stack.enter_context(LocalWorkers(same, job.config.workers - 1, claims.folder))
-            workers = Workers(load(), entered(job.task.grader, stack))
+            workers = Workers(load(stack), entered(job.task.grader, stack))
             progress = stack.enter_context(ProgressLine("annotate", len(job.problems)))
             size = job.run.chunk
 

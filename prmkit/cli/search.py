@@ -13,8 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from prmkit.chunks import ChunkedOutput
-from prmkit.cli.loading import entered, fingerprint, load_engine, load_problems, load_scorer, resolve_model
-from prmkit.cli.options import EngineConfig, ProblemSource, ScorerConfig, build, make_parser, peek, wants_help
+from prmkit.cli.loading import entered, load_engine, load_problems, load_scorer, model_identity, resolve_model
+from prmkit.cli.options import (
+    SERVER_FLAGS,
+    EngineConfig,
+    ProblemSource,
+    ScorerConfig,
+    build,
+    expand_servers,
+    make_parser,
+    peek,
+    wants_help,
+)
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.progress import ProgressLine
 from prmkit.errors import ConfigError, StepFormatError
@@ -49,6 +59,7 @@ examples:
   prm search --policy P --prm M --output runs/compare --method beam_search,mcts,best_of_n --budgets 1,4,16,64
   prm search --policy P --prm M --output runs/tokens --method dvts,best_of_n --dvts.width 2 \\
              --budgets 500,2000,8000 --budget_unit tokens --tokens_per_sample 40
+  prm search --policy P --prm M --output runs/served --endpoint http://a:8000 --prm_endpoint http://b:8000
   prm search --policy P --task gsm8k --data gsm8k/test.jsonl --n 8 --output runs/majority        no PRM: votes only
 
 Best-of-N alone and without budgets draws N samples a problem and tells every smaller N from the same samples. Otherwise
@@ -58,7 +69,12 @@ Writes to the output folder: rows.jsonl (a line a problem, method and budget, wi
 summary.json, accuracy_vs_budget.png and, where levels are known, accuracy_by_level.png. A run that was killed goes on
 where it stopped when it is started again."""
 
+PRM_FLAGS = """
+  --prm_endpoint URL         a server of the PRM; again for each further one (--scorer.http.endpoints)
+  --prm_model NAME           its name there (--scorer.http.model)"""
+
 PLAIN = "best_of_n"
+_MODELS = ("policy", "prm", "discriminator")
 
 
 @dataclass(frozen=True)
@@ -66,14 +82,14 @@ class SearchConfig:
     """What to run, and where to.
 
     Attributes:
-        policy: model folder or hub name of the policy.
+        policy: model folder or hub name of the policy; with engine http its tokenizer and step format are enough.
         output: the folder to write.
         method: one or several methods, separated by commas.
         budgets: budgets of every method, e.g. 1,4,16,64; null searches once, with the size that each method's settings
             say.
         budget_unit: samples or tokens; what a budget counts, see docs/search.md.
         tokens_per_sample: tokens of a usual sample; sizes beams when budgets are tokens. Null takes the longest.
-        prm: model folder or hub name of the PRM; null scores nothing and leaves majority and oracle.
+        prm: likewise of the PRM, with scorer.kind http; null scores nothing and leaves majority and oracle.
         discriminator: model folder or hub name of a second policy, for rstar; null leaves that part out.
         policy_format, prm_format: step format in place of the model's own: a preset, a file or a folder.
         discriminator_format: likewise.
@@ -127,6 +143,7 @@ class SearchJob:
         planned: all searches.
         greedy: sampling of a greedy trace in every row; only of a plain run.
         models: local folder and step format of "policy", "prm" and "discriminator", those that there are.
+        identities: content and way of computing of each, see `model_identity`.
     """
 
     config: SearchConfig
@@ -138,6 +155,7 @@ class SearchJob:
     planned: tuple[PlannedSearch, ...]
     greedy: SamplingParams | None
     models: dict[str, tuple[Path, StepFormat]]
+    identities: dict[str, tuple[str, dict[str, Any]]]
 
     @property
     def plain(self) -> bool:
@@ -160,9 +178,9 @@ class SearchJob:
                 "tokens_per_sample": config.tokens_per_sample,
             }
         models: dict[str, Any] = {}
-        for name in ("policy", "prm", "discriminator"):
-            folder, step_format = self.models.get(name, (None, None))
-            models[name] = None if folder is None else fingerprint(folder)
+        for name in _MODELS:
+            _, step_format = self.models.get(name, (None, None))
+            models[name] = self.identities[name][0] if name in self.identities else None
             models[f"{name}_format"] = None if step_format is None else step_format.to_dict()
         return {
             **searches,
@@ -171,8 +189,8 @@ class SearchJob:
             "limits": asdict(self.values["limits"]),
             "greedy": config.greedy,
             "chunk": config.chunk,
-            "engine": {"dtype": self.values["engine"].dtype},
-            "scorer": {"dtype": self.values["scorer"].dtype},
+            "engine": self.identities["policy"][1],
+            "scorer": self.identities["prm"][1] if "prm" in self.identities else {"dtype": self.values["scorer"].dtype},
         }
 
 
@@ -215,12 +233,14 @@ def parser(names: Sequence[str] | None = None) -> Any:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
-    arguments, _ = expand_configs([_underscored(argument) for argument in argv])
+    arguments, _ = expand_configs(expand_servers([_underscored(argument) for argument in argv]))
     names = method_list(peek(arguments, "method", PLAIN))
     parse = parser(names)
     if wants_help(argv):
         methods = "\n".join(f"  {name:17}{entry.summary}" for name, entry in METHODS.items())
-        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES.format(methods=methods)}")
+        print(
+            f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{SERVER_FLAGS}{PRM_FLAGS}\n{EXAMPLES.format(methods=methods)}"
+        )
         return 0
     with user_errors("prm search", parse):
         values = parse.instantiate(parse.parse_args(arguments))
@@ -255,9 +275,13 @@ def _prepare(values: Any, names: Sequence[str]) -> SearchJob:
         methods = {name: share_sampling(values[name], values["sampling"], values["seed"]) for name in names}
     planned, greedy = _plan(config, methods, values)
     task, split, problems = load_problems(source, "test")
-    models = _resolve(config)
+    models = _resolve(config, values)
+    identities = {
+        name: model_identity(getattr(config, name), folder, _computed_by(name, values))
+        for name, (folder, _) in models.items()
+    }
     source = replace(source, split=split)
-    return SearchJob(config, source, values, task, problems, methods, planned, greedy, models)
+    return SearchJob(config, source, values, task, problems, methods, planned, greedy, models, identities)
 
 
 def _is_plain(config: SearchConfig) -> bool:
@@ -292,14 +316,28 @@ def _plan(
     return planned, None
 
 
-def _resolve(config: SearchConfig) -> dict[str, tuple[Path, StepFormat]]:
+def _computed_by(name: str, values: Any) -> EngineConfig | ScorerConfig:
+    """The settings by which one of the models computes. The discriminator does so in this process."""
+    if name == "prm":
+        scorer: ScorerConfig = values["scorer"]
+        return scorer
+    engine: EngineConfig = values["engine"]
+    return replace(engine, kind="hf") if name == "discriminator" else engine
+
+
+def _resolve(config: SearchConfig, values: Any) -> dict[str, tuple[Path, StepFormat]]:
     """Find the models and check that they mean the same by a step, before any is loaded."""
-    models = {"policy": resolve_model(config.policy, config.policy_format, "policy")}
+
+    def resolve(name: str) -> tuple[Path, StepFormat]:
+        here = _computed_by(name, values).kind != "http"
+        return resolve_model(getattr(config, name), getattr(config, f"{name}_format"), name, weights=here)
+
+    models = {"policy": resolve("policy")}
     for name in ("prm", "discriminator"):
         path = getattr(config, name)
         if path is None:
             continue
-        models[name] = resolve_model(path, getattr(config, f"{name}_format"), name)
+        models[name] = resolve(name)
         ours, theirs = models["policy"][1].policy.separator, models[name][1].policy.separator
         if ours != theirs:
             called = "PRM" if name == "prm" else name
@@ -311,6 +349,11 @@ def _resolve(config: SearchConfig) -> dict[str, tuple[Path, StepFormat]]:
     return models
 
 
+def _reads_logprobs(job: SearchJob) -> bool:
+    """Does a method weigh steps by their probability?"""
+    return any(getattr(params, "prior", None) == "probability" for params in job.methods.values())
+
+
 def _search(job: SearchJob) -> float:
     """Run what the output does not hold yet; returns the seconds of all attempts."""
     config, values, models = job.config, job.values, job.models
@@ -320,9 +363,12 @@ def _search(job: SearchJob) -> float:
         if output.complete:
             return float(output.state["seconds"])
         grader = entered(job.task.grader, stack)
-        engine = load_engine(*models["policy"], values["engine"])
-        scorer = load_scorer(*models["prm"], values["scorer"], values["engine"].device) if "prm" in models else None
-        second = load_engine(*models["discriminator"], values["engine"]) if "discriminator" in models else None
+        engine = load_engine(*models["policy"], values["engine"], stack, logprobs=_reads_logprobs(job))
+        scorer = second = None
+        if "prm" in models:
+            scorer = load_scorer(*models["prm"], values["scorer"], stack, values["engine"].device)
+        if "discriminator" in models:
+            second = load_engine(*models["discriminator"], replace(values["engine"], kind="hf"), stack)
         searchers = make_searchers(job.planned, engine, scorer, grader, second)
         progress = ProgressLine("search", len(job.problems) * len(searchers), output.lines)
         stack.enter_context(progress)

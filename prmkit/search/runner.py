@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from prmkit.chunks import ChunkedOutput
-from prmkit.errors import ConfigError, DataError, PrmkitError
+from prmkit.errors import ConfigError, DataError, EngineLostError, PrmkitError
 from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.result import SearchMethod
 from prmkit.search.rows import SearchRow, TraceRecord
@@ -125,6 +125,8 @@ async def solve(problem: Problem, searcher: Searcher, params: RunParams) -> Sear
             greedy = await sample_traces(problem, searcher.engine, 1, params.greedy, 0, Budget())
         found = await searcher.method(problem, searcher.engine, scorer, budget=budget)
         graded = grade_traces(problem, [*found.traces, *greedy], searcher.grader, searcher.engine.format)
+    except EngineLostError:
+        raise
     except ISOLATED as error:
         return replace(row, usage=_counted(budget), error=f"{type(error).__name__}: {error}")
     return replace(
