@@ -115,8 +115,12 @@ class ExperienceLoader:
         parts = [rows[start * size : (start + 1) * size] for start in range(self._schedule.accumulate)]
         batches = [experience.batch(part) if part else empty_batch(experience, self._pad_id) for part in parts]
         count = sum(self._count(batch) for batch in batches)
-        tokens = sum(int(batch.action_mask.sum()) for batch in batches)
-        return [replace(batch, window_count=count, window_tokens=tokens) for batch in batches]
+        totals = {
+            "window_tokens": sum(int(batch.action_mask.sum()) for batch in batches),
+            "window_steps": sum(0 if batch.step_starts is None else int(batch.step_starts.sum()) for batch in batches),
+            "window_judged": sum(int((~batch.right.isnan() & batch.action_mask.any(1)).sum()) for batch in batches),
+        }
+        return [replace(batch, window_count=count, **totals) for batch in batches]
 
     def state(self) -> dict[str, Any]:
         """Position, and the experience of an iteration that has begun; of this rank."""
