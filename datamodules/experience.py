@@ -179,7 +179,7 @@ class ExperienceDataModule(LightningDataModule):
 
         tokenizer = learner.bound_format.tokenizer
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._loader = ExperienceLoader(collect, learner.loss_count, schedule, int(pad_id))
+        self._loader = ExperienceLoader(collect, learner.loss_count, schedule, int(pad_id), learner.skips_silent)
         if self._restored is not None:
             self._restore(self._restored)
         return self._loader

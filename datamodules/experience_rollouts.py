@@ -45,6 +45,8 @@ class Learner(Protocol):
         bound_format: its step format in its tokenizer's ids.
         group_size: solutions a prompt, at least 1.
         temperature: the policy is softmax(logits / temperature); solutions are sampled from it.
+        skips_silent: its gradient comes from advantages alone: rows without any need not be computed. Asked once the
+            models are built.
     """
 
     model: nn.Module
@@ -54,6 +56,9 @@ class Learner(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def skips_silent(self) -> bool: ...
 
     def require_reference(self) -> None:
         """Something needs log-probabilities of the reference policy; called before the models are built."""

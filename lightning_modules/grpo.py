@@ -94,6 +94,10 @@ class GRPO(OnlinePolicy):
 
     # -- asked by the data module (`Learner`) -------------------------------------------------------------------------
 
+    @property
+    def skips_silent(self) -> bool:
+        return not self.objective.kl.used and self.objective.entropy_weight == 0.0 and self.implicit is None
+
     def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         with evaluating(self.model):

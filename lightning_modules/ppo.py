@@ -91,6 +91,10 @@ class PPO(OnlinePolicy):
 
     # -- asked by the data module (`Learner`) -------------------------------------------------------------------------
 
+    @property
+    def skips_silent(self) -> bool:
+        return False  # every row teaches the critic
+
     def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         with evaluating(self):
