@@ -120,6 +120,8 @@ class ExperienceDataModule(LightningDataModule):
                 raise ConfigError(f"data.{name}", value, "an integer of at least 1")
         if rewards.process is not None and prm is None:
             raise ConfigError("data.prm", None, "a PRM, for data.rewards.process")
+        if rewards.implicit is not None and rewards.outcome is None:
+            raise ConfigError("data.rewards.outcome", None, "a part, of weight 0 at least: it trains the implicit PRM")
         self._prompts, self._validation, self._iteration = prompts, validation, iteration
         self._evaluation, self._seed = evaluation, seed
         self._options = WorkerOptions(0, True, max_tokens, rewards, prm, dynamic_sampling, engine, scoring_tokens, seed)
@@ -144,8 +146,11 @@ class ExperienceDataModule(LightningDataModule):
             self._check_sizes()
             if self._options.prm is not None:
                 self._options.prm.checked_format(learner.bound_format)
-            if self._options.rewards.kl is not None:
+            rewards = self._options.rewards
+            if rewards.kl is not None or rewards.implicit is not None:
                 learner.require_reference()
+            if rewards.implicit is not None:
+                learner.require_implicit(rewards.implicit.beta)
             self._task, self._problems = open_prompts(self._prompts)
         elif self._validation is None:
             raise ConfigError("data.validation", None, f"problems, to {stage}")
@@ -174,7 +179,7 @@ class ExperienceDataModule(LightningDataModule):
 
         tokenizer = learner.bound_format.tokenizer
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._loader = ExperienceLoader(collect, learner.loss_count, schedule, int(pad_id))
+        self._loader = ExperienceLoader(collect, learner.loss_count, schedule, int(pad_id), learner.skips_silent)
         if self._restored is not None:
             self._restore(self._restored)
         return self._loader
