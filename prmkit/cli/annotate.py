@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from contextlib import ExitStack
@@ -14,11 +15,12 @@ from prmkit.annotation.methods import METHODS, get_method
 from prmkit.cli.loading import entered, fingerprint, load_engine, load_problems, resolve_model
 from prmkit.cli.options import EngineConfig, ProblemSource, build, make_parser, peek, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
-from prmkit.errors import ConfigError
+from prmkit.errors import ConfigError, DataError
 from prmkit.types import Problem, SamplingParams, Task, Usage, VerifiableTask
 
 if TYPE_CHECKING:
     from prmkit.annotation.runner import AnnotationRun
+    from prmkit.annotation.traces import Candidates
     from prmkit.chunks import ChunkedOutput
 
 __all__ = ["SUMMARY", "AnnotateConfig", "parse_shard", "parser", "run", "shard_of"]
@@ -33,6 +35,7 @@ examples:
   prm annotate --config configs/annotate/accumulator.yaml --policy runs/accumulator/sft/policy --output steps.jsonl
   prm annotate --method omegaprm --policy my-policy --output steps.jsonl --task gsm8k --data gsm8k/train.jsonl
   prm annotate --method math_shepherd --help
+  prm annotate --method traces --candidates runs/search/rows.jsonl --policy P --output hard.jsonl   what misled a search
   prm annotate --config C --policy P --output part-2.jsonl --shard 2/8      the second eighth; concatenate the outputs
   prm annotate --config C --policy P --output steps.jsonl --shared true     start as many as you like, on any machine
   prm annotate --convert math-aps.jsonl --to prmkit --output steps.jsonl    see prm annotate --convert --help
@@ -53,7 +56,9 @@ class AnnotateConfig:
     Attributes:
         policy: model folder or hub name of the policy.
         output: the JSON-lines file to write.
-        method: omegaprm, math_shepherd or mips.
+        method: omegaprm, math_shepherd, mips or traces.
+        candidates: the rows.jsonl of a `prm search`, whose solutions the method traces labels; its problems are those of
+            the rows, `task` and `data` give the grader.
         policy_format: step format in place of the policy's own: a preset, a file or a folder.
         policy_name: the policy's name in the records; null takes `policy`.
         in_flight: problems worked on at once; at least 1.
@@ -67,6 +72,7 @@ class AnnotateConfig:
     policy: str
     output: str
     method: str = "omegaprm"
+    candidates: str | None = None
     policy_format: str | None = None
     policy_name: str | None = None
     in_flight: int = 100
@@ -78,6 +84,9 @@ class AnnotateConfig:
     def __post_init__(self) -> None:
         if self.shard is not None:
             parse_shard(self.shard)
+        if get_method(self.method).from_rows != (self.candidates is not None):
+            accepted = "the rows.jsonl of a `prm search`" if self.candidates is None else "null"
+            raise ConfigError("candidates", self.candidates, f"{accepted}, with method {self.method}")
         if self.shared and self.overwrite:
             raise ConfigError("overwrite", True, "false with shared", f"Delete {self.output} and its .parts first.")
 
@@ -133,7 +142,7 @@ def run(argv: list[str]) -> int:
         values = parse.instantiate(parse.parse_args(arguments))
         config, source = build(AnnotateConfig, values), build(ProblemSource, values)
         params: Any = build(get_method(method).params, values)
-    task, split, problems = load_problems(source, "train")
+    task, split, problems, candidates = _problems(config, source)
     problems = shard_of(problems, config.shard)
     folder, step_format = resolve_model(config.policy, config.policy_format, "policy")
     settings = {
@@ -147,13 +156,35 @@ def run(argv: list[str]) -> int:
         "chunk": config.chunk,
         "engine": {"dtype": values["engine"].dtype},
     }
+    if config.candidates is not None:
+        with open(config.candidates, "rb") as file:
+            settings["candidates"] = hashlib.file_digest(file, "sha256").hexdigest()
     from prmkit.annotation.runner import AnnotationRun
 
-    annotation = AnnotationRun(method, params, config.policy_name or config.policy, config.in_flight, config.chunk)
+    annotation = AnnotationRun(
+        method, params, config.policy_name or config.policy, config.in_flight, config.chunk, candidates
+    )
     job = _Job(config, annotation, settings, task, problems)
     state = _annotate(job, lambda: load_engine(folder, step_format, values["engine"]))
     _report(job, state, getattr(params, "threshold", 0.0))
     return 0
+
+
+def _problems(
+    config: AnnotateConfig, source: ProblemSource
+) -> tuple[Task, str | None, list[Problem], Candidates | None]:
+    """Task, split, problems, and the solutions to label where they are given."""
+    if config.candidates is None:
+        return (*load_problems(source, "train"), None)
+    from prmkit.annotation.traces import problems_of
+    from prmkit.search.rows import read_rows
+    from prmkit.tasks import get_task
+
+    problems, candidates = problems_of(read_rows(config.candidates))
+    if not problems:
+        raise DataError(f"{config.candidates}: no rows")
+    problems = problems[source.offset :][: source.limit]
+    return get_task(source.task, source.data, **source.task_options), source.split, problems, candidates
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,16 @@ from prmkit.evaluation.budgets import (
     share_sampling,
 )
 from prmkit.evaluation.summary import check_headline
+from prmkit.scoring.ensemble import EnsembleScorer, Pessimism
 from prmkit.search.best_of_n import BestOfNParams, CoTParams
 from prmkit.search.budget import BudgetLimits
 from prmkit.search.methods import METHODS, needs_prm
 from prmkit.search.rows import SearchRow
 from prmkit.search.runner import RunParams, run_search
 from prmkit.steps import StepFormat
-from prmkit.types import Problem, SamplingParams, Task
+from prmkit.types import Problem, SamplingParams, StepScorer, Task
 
-__all__ = ["PLAIN", "SUMMARY", "SearchConfig", "SearchJob", "method_list", "parser", "run"]
+__all__ = ["PLAIN", "SUMMARY", "SearchConfig", "SearchJob", "method_list", "parser", "prm_list", "run"]
 
 SUMMARY = "solve problems with one or several searches under a PRM; accuracy against budget"
 
@@ -49,6 +50,7 @@ examples:
   prm search --policy P --prm M --output runs/compare --method beam_search,mcts,best_of_n --budgets 1,4,16,64
   prm search --policy P --prm M --output runs/tokens --method dvts,best_of_n --dvts.width 2 \\
              --budgets 500,2000,8000 --budget_unit tokens --tokens_per_sample 40
+  prm search --policy P --prm M1 --prm M2 --pessimism min --output runs/careful              two PRMs, the lower score
   prm search --policy P --task gsm8k --data gsm8k/test.jsonl --n 8 --output runs/majority        no PRM: votes only
 
 Best-of-N alone and without budgets draws N samples a problem and tells every smaller N from the same samples. Otherwise
@@ -73,7 +75,9 @@ class SearchConfig:
             say.
         budget_unit: samples or tokens; what a budget counts, see docs/search.md.
         tokens_per_sample: tokens of a usual sample; sizes beams when budgets are tokens. Null takes the longest.
-        prm: model folder or hub name of the PRM; null scores nothing and leaves majority and oracle.
+        prm: model folder or hub name of the PRM; null scores nothing and leaves majority and oracle. Several (with
+            commas, as a list, or by giving the option again) score together.
+        pessimism: score of a step from those of several PRMs: min; mean-std, the mean less one standard deviation; mean.
         discriminator: model folder or hub name of a second policy, for rstar; null leaves that part out.
         policy_format, prm_format: step format in place of the model's own: a preset, a file or a folder.
         discriminator_format: likewise.
@@ -92,7 +96,8 @@ class SearchConfig:
     budgets: int | str | list[int] | None = None
     budget_unit: BudgetUnit = "samples"
     tokens_per_sample: int | None = None
-    prm: str | None = None
+    prm: str | list[str] | None = None
+    pessimism: Pessimism = "min"
     discriminator: str | None = None
     policy_format: str | None = None
     prm_format: str | None = None
@@ -126,7 +131,8 @@ class SearchJob:
         methods: parameters of every method, by name; of a plain run just best-of-N's.
         planned: all searches.
         greedy: sampling of a greedy trace in every row; only of a plain run.
-        models: local folder and step format of "policy", "prm" and "discriminator", those that there are.
+        models: local folder and step format of "policy", "prm" and "discriminator", those that there are; further PRMs
+            are "prm.2", "prm.3" and so on.
     """
 
     config: SearchConfig
@@ -164,6 +170,9 @@ class SearchJob:
             folder, step_format = self.models.get(name, (None, None))
             models[name] = None if folder is None else fingerprint(folder)
             models[f"{name}_format"] = None if step_format is None else step_format.to_dict()
+        further = {name: fingerprint(folder) for name, (folder, _) in self.models.items() if name.startswith("prm.")}
+        if further:
+            models |= {**further, "pessimism": config.pessimism}
         return {
             **searches,
             **models,
@@ -188,6 +197,35 @@ def method_list(value: str | Sequence[str]) -> tuple[str, ...]:
         if name not in METHODS or names.count(name) > 1:
             raise ConfigError("method", name, f"different ones of {' | '.join(METHODS)}, separated by commas")
     return names
+
+
+def prm_list(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Folders or names of PRMs from a list, or from text with commas; none from None.
+
+    Raises:
+        ConfigError: an empty one, or the same one twice.
+    """
+    if value is None:
+        return ()
+    names = tuple(text.strip(" '\"") for text in (value.strip("[]").split(",") if isinstance(value, str) else value))
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise ConfigError("prm", value, "different model folders or hub names, separated by commas")
+    return names
+
+
+def _gathered(arguments: Sequence[str]) -> list[str]:
+    """The arguments with all `--prm` in place of the first, separated by commas."""
+    kept: list[str] = []
+    found: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag == "--prm":
+            found.append(value if equals else next(rest, ""))
+        else:
+            kept.append(argument)
+    return [*kept, "--prm", ",".join(found)] if found else kept
 
 
 def parser(names: Sequence[str] | None = None) -> Any:
@@ -215,7 +253,7 @@ def parser(names: Sequence[str] | None = None) -> Any:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
-    arguments, _ = expand_configs([_underscored(argument) for argument in argv])
+    arguments, _ = expand_configs(_gathered([_underscored(argument) for argument in argv]))
     names = method_list(peek(arguments, "method", PLAIN))
     parse = parser(names)
     if wants_help(argv):
@@ -295,20 +333,31 @@ def _plan(
 def _resolve(config: SearchConfig) -> dict[str, tuple[Path, StepFormat]]:
     """Find the models and check that they mean the same by a step, before any is loaded."""
     models = {"policy": resolve_model(config.policy, config.policy_format, "policy")}
-    for name in ("prm", "discriminator"):
-        path = getattr(config, name)
-        if path is None:
-            continue
-        models[name] = resolve_model(path, getattr(config, f"{name}_format"), name)
+    prms = prm_list(config.prm)
+    others = [(f"prm.{number}" if number > 1 else "prm", path) for number, path in enumerate(prms, start=1)]
+    if config.discriminator is not None:
+        others.append(("discriminator", config.discriminator))
+    for name, path in others:
+        option = name.partition(".")[0]
+        models[name] = resolve_model(path, getattr(config, f"{option}_format"), option)
         ours, theirs = models["policy"][1].policy.separator, models[name][1].policy.separator
         if ours != theirs:
-            called = "PRM" if name == "prm" else name
+            called = "PRM" if option == "prm" else name
             raise StepFormatError(
                 f"policy and {called} do not fit: steps of {config.policy} end with {ours!r}, those {path} was trained "
                 f"on with {theirs!r}. Take a {called} trained on this policy's steps, or name the format with "
-                f"--{name}_format or --policy_format."
+                f"--{option}_format or --policy_format."
             )
     return models
+
+
+def _scorer(job: SearchJob) -> StepScorer | None:
+    """The PRM, or several as one."""
+    found = [entry for name, entry in job.models.items() if name.partition(".")[0] == "prm"]
+    loaded = [load_scorer(*entry, job.values["scorer"], job.values["engine"].device) for entry in found]
+    if len(loaded) > 1:
+        return EnsembleScorer(loaded, job.config.pessimism)
+    return loaded[0] if loaded else None
 
 
 def _search(job: SearchJob) -> float:
@@ -321,7 +370,7 @@ def _search(job: SearchJob) -> float:
             return float(output.state["seconds"])
         grader = entered(job.task.grader, stack)
         engine = load_engine(*models["policy"], values["engine"])
-        scorer = load_scorer(*models["prm"], values["scorer"], values["engine"].device) if "prm" in models else None
+        scorer = _scorer(job)
         second = load_engine(*models["discriminator"], values["engine"]) if "discriminator" in models else None
         searchers = make_searchers(job.planned, engine, scorer, grader, second)
         progress = ProgressLine("search", len(job.problems) * len(searchers), output.lines)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prmkit.scoring.ensemble import EnsembleScorer
 from prmkit.scoring.table import TableScorer
 
 if TYPE_CHECKING:
     from prmkit.scoring.prm import PRMScorer, ScorerStats
 
-__all__ = ["PRMScorer", "ScorerStats", "TableScorer"]
+__all__ = ["EnsembleScorer", "PRMScorer", "ScorerStats", "TableScorer"]
 
 
 def __getattr__(name: str) -> Any:
