@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from contextlib import ExitStack
@@ -23,11 +24,12 @@ from prmkit.cli.options import (
     wants_help,
 )
 from prmkit.cli.parsing import expand_configs, user_errors
-from prmkit.errors import ConfigError
+from prmkit.errors import ConfigError, DataError
 from prmkit.types import Problem, SamplingParams, Task, Usage, VerifiableTask
 
 if TYPE_CHECKING:
     from prmkit.annotation.runner import AnnotationRun
+    from prmkit.annotation.traces import Candidates
     from prmkit.chunks import ChunkedOutput
 
 __all__ = ["SUMMARY", "AnnotateConfig", "parse_shard", "parser", "run", "shard_of"]
@@ -43,6 +45,7 @@ examples:
   prm annotate --method omegaprm --policy my-policy --output steps.jsonl --task gsm8k --data gsm8k/train.jsonl
   prm annotate --config C --policy P --output steps.jsonl --engine http --endpoint http://a:8000 --endpoint http://b:8000
   prm annotate --method math_shepherd --help
+  prm annotate --method traces --candidates runs/search/rows.jsonl --policy P --output hard.jsonl   what misled a search
   prm annotate --config C --policy P --output part-2.jsonl --shard 2/8      the second eighth; concatenate the outputs
   prm annotate --config C --policy P --output steps.jsonl --workers 4       four processes on this machine
   prm annotate --config C --policy P --output steps.jsonl --shared true     start as many as you like, on any machine
@@ -64,7 +67,9 @@ class AnnotateConfig:
     Attributes:
         policy: model folder or hub name of the policy; with engine http its tokenizer and step format are enough.
         output: the JSON-lines file to write.
-        method: omegaprm, math_shepherd or mips.
+        method: omegaprm, math_shepherd, mips or traces.
+        candidates: the rows.jsonl of a `prm search`, whose solutions the method traces labels; its problems are those of
+            the rows, `task` and `data` give the grader.
         policy_format: step format in place of the policy's own: a preset, a file or a folder.
         policy_name: the policy's name in the records; null takes `policy`.
         in_flight: problems worked on at once; at least 1.
@@ -79,6 +84,7 @@ class AnnotateConfig:
     policy: str
     output: str
     method: str = "omegaprm"
+    candidates: str | None = None
     policy_format: str | None = None
     policy_name: str | None = None
     in_flight: int = 100
@@ -91,6 +97,9 @@ class AnnotateConfig:
     def __post_init__(self) -> None:
         if self.shard is not None:
             parse_shard(self.shard)
+        if get_method(self.method).from_rows != (self.candidates is not None):
+            accepted = "the rows.jsonl of a `prm search`" if self.candidates is None else "null"
+            raise ConfigError("candidates", self.candidates, f"{accepted}, with method {self.method}")
         if self.workers < 1:
             raise ConfigError("workers", self.workers, "an integer of at least 1")
         if self.in_company and self.overwrite:
@@ -157,7 +166,7 @@ def run(argv: list[str]) -> int:
         values = parse.instantiate(parse.parse_args(arguments))
         config, source = build(AnnotateConfig, values), build(ProblemSource, values)
         params: Any = build(get_method(method).params, values)
-    task, split, problems = load_problems(source, "train")
+    task, split, problems, candidates = _problems(config, source)
     problems = shard_of(problems, config.shard)
     engine: EngineConfig = values["engine"]
     folder, step_format = resolve_model(config.policy, config.policy_format, "policy", weights=engine.kind != "http")
@@ -173,13 +182,35 @@ def run(argv: list[str]) -> int:
         "chunk": config.chunk,
         "engine": computed,
     }
+    if config.candidates is not None:
+        with open(config.candidates, "rb") as file:
+            settings["candidates"] = hashlib.file_digest(file, "sha256").hexdigest()
     from prmkit.annotation.runner import AnnotationRun
 
-    annotation = AnnotationRun(method, params, config.policy_name or config.policy, config.in_flight, config.chunk)
+    annotation = AnnotationRun(
+        method, params, config.policy_name or config.policy, config.in_flight, config.chunk, candidates
+    )
     job = _Job(config, annotation, settings, task, problems, tuple(argv))
     state = _annotate(job, lambda stack: load_engine(folder, step_format, engine, stack))
     _report(job, state, getattr(params, "threshold", 0.0))
     return 0
+
+
+def _problems(
+    config: AnnotateConfig, source: ProblemSource
+) -> tuple[Task, str | None, list[Problem], Candidates | None]:
+    """Task, split, problems, and the solutions to label where they are given."""
+    if config.candidates is None:
+        return (*load_problems(source, "train"), None)
+    from prmkit.annotation.traces import problems_of
+    from prmkit.search.rows import read_rows
+    from prmkit.tasks import get_task
+
+    problems, candidates = problems_of(read_rows(config.candidates))
+    if not problems:
+        raise DataError(f"{config.candidates}: no rows")
+    problems = problems[source.offset :][: source.limit]
+    return get_task(source.task, source.data, **source.task_options), source.split, problems, candidates
 
 
 @dataclass(frozen=True)

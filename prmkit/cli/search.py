@@ -37,15 +37,16 @@ from prmkit.evaluation.budgets import (
     share_sampling,
 )
 from prmkit.evaluation.summary import check_headline
+from prmkit.scoring.ensemble import EnsembleScorer, Pessimism
 from prmkit.search.best_of_n import BestOfNParams, CoTParams
 from prmkit.search.budget import BudgetLimits
 from prmkit.search.methods import METHODS, needs_prm
 from prmkit.search.rows import SearchRow
 from prmkit.search.runner import RunParams, run_search
 from prmkit.steps import StepFormat
-from prmkit.types import Problem, SamplingParams, Task
+from prmkit.types import Problem, SamplingParams, StepScorer, Task
 
-__all__ = ["PLAIN", "SUMMARY", "SearchConfig", "SearchJob", "method_list", "parser", "run"]
+__all__ = ["PLAIN", "SUMMARY", "SearchConfig", "SearchJob", "method_list", "parser", "prm_list", "run"]
 
 SUMMARY = "solve problems with one or several searches under a PRM; accuracy against budget"
 
@@ -60,6 +61,7 @@ examples:
   prm search --policy P --prm M --output runs/tokens --method dvts,best_of_n --dvts.width 2 \\
              --budgets 500,2000,8000 --budget_unit tokens --tokens_per_sample 40
   prm search --policy P --prm M --output runs/served --endpoint http://a:8000 --prm_endpoint http://b:8000
+  prm search --policy P --prm M1 --prm M2 --pessimism min --output runs/careful              two PRMs, the lower score
   prm search --policy P --task gsm8k --data gsm8k/test.jsonl --n 8 --output runs/majority        no PRM: votes only
 
 Best-of-N alone and without budgets draws N samples a problem and tells every smaller N from the same samples. Otherwise
@@ -89,7 +91,9 @@ class SearchConfig:
             say.
         budget_unit: samples or tokens; what a budget counts, see docs/search.md.
         tokens_per_sample: tokens of a usual sample; sizes beams when budgets are tokens. Null takes the longest.
-        prm: likewise of the PRM, with scorer.kind http; null scores nothing and leaves majority and oracle.
+        prm: likewise of the PRM, with scorer.kind http; null scores nothing and leaves majority and oracle. Several (with
+            commas, as a list, or by giving the option again) score together.
+        pessimism: score of a step from those of several PRMs: min; mean-std, the mean less one standard deviation; mean.
         discriminator: model folder or hub name of a second policy, for rstar; null leaves that part out.
         policy_format, prm_format: step format in place of the model's own: a preset, a file or a folder.
         discriminator_format: likewise.
@@ -108,7 +112,8 @@ class SearchConfig:
     budgets: int | str | list[int] | None = None
     budget_unit: BudgetUnit = "samples"
     tokens_per_sample: int | None = None
-    prm: str | None = None
+    prm: str | list[str] | None = None
+    pessimism: Pessimism = "min"
     discriminator: str | None = None
     policy_format: str | None = None
     prm_format: str | None = None
@@ -142,7 +147,8 @@ class SearchJob:
         methods: parameters of every method, by name; of a plain run just best-of-N's.
         planned: all searches.
         greedy: sampling of a greedy trace in every row; only of a plain run.
-        models: local folder and step format of "policy", "prm" and "discriminator", those that there are.
+        models: local folder and step format of "policy", "prm" and "discriminator", those that there are; further PRMs
+            are "prm.2", "prm.3" and so on.
         identities: content and way of computing of each, see `model_identity`.
     """
 
@@ -182,6 +188,9 @@ class SearchJob:
             _, step_format = self.models.get(name, (None, None))
             models[name] = self.identities[name][0] if name in self.identities else None
             models[f"{name}_format"] = None if step_format is None else step_format.to_dict()
+        further = {name: content for name, (content, _) in self.identities.items() if name.startswith("prm.")}
+        if further:
+            models |= {**further, "pessimism": config.pessimism}
         return {
             **searches,
             **models,
@@ -206,6 +215,35 @@ def method_list(value: str | Sequence[str]) -> tuple[str, ...]:
         if name not in METHODS or names.count(name) > 1:
             raise ConfigError("method", name, f"different ones of {' | '.join(METHODS)}, separated by commas")
     return names
+
+
+def prm_list(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Folders or names of PRMs from a list, or from text with commas; none from None.
+
+    Raises:
+        ConfigError: an empty one, or the same one twice.
+    """
+    if value is None:
+        return ()
+    names = tuple(text.strip(" '\"") for text in (value.strip("[]").split(",") if isinstance(value, str) else value))
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise ConfigError("prm", value, "different model folders or hub names, separated by commas")
+    return names
+
+
+def _gathered(arguments: Sequence[str]) -> list[str]:
+    """The arguments with all `--prm` in place of the first, separated by commas."""
+    kept: list[str] = []
+    found: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag == "--prm":
+            found.append(value if equals else next(rest, ""))
+        else:
+            kept.append(argument)
+    return [*kept, "--prm", ",".join(found)] if found else kept
 
 
 def parser(names: Sequence[str] | None = None) -> Any:
@@ -233,7 +271,7 @@ def parser(names: Sequence[str] | None = None) -> Any:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
-    arguments, _ = expand_configs(expand_servers([_underscored(argument) for argument in argv]))
+    arguments, _ = expand_configs(expand_servers(_gathered([_underscored(argument) for argument in argv])))
     names = method_list(peek(arguments, "method", PLAIN))
     parse = parser(names)
     if wants_help(argv):
@@ -275,10 +313,11 @@ def _prepare(values: Any, names: Sequence[str]) -> SearchJob:
         methods = {name: share_sampling(values[name], values["sampling"], values["seed"]) for name in names}
     planned, greedy = _plan(config, methods, values)
     task, split, problems = load_problems(source, "test")
+    if values["scorer"].kind == "http" and len(prm_list(config.prm)) > 1:
+        raise ConfigError("prm", config.prm, "one PRM, where a server scores", "Several are scored in this process.")
     models = _resolve(config, values)
     identities = {
-        name: model_identity(getattr(config, name), folder, _computed_by(name, values))
-        for name, (folder, _) in models.items()
+        name: model_identity(path, models[name][0], _computed_by(name, values)) for name, path in _named_models(config)
     }
     source = replace(source, split=split)
     return SearchJob(config, source, values, task, problems, methods, planned, greedy, models, identities)
@@ -318,33 +357,35 @@ def _plan(
 
 def _computed_by(name: str, values: Any) -> EngineConfig | ScorerConfig:
     """The settings by which one of the models computes. The discriminator does so in this process."""
-    if name == "prm":
+    if name.partition(".")[0] == "prm":
         scorer: ScorerConfig = values["scorer"]
         return scorer
     engine: EngineConfig = values["engine"]
     return replace(engine, kind="hf") if name == "discriminator" else engine
 
 
+def _named_models(config: SearchConfig) -> list[tuple[str, str]]:
+    """Name and path of the policy, the PRMs and the discriminator, those that there are."""
+    prms = prm_list(config.prm)
+    named = [("policy", config.policy)]
+    named += [(f"prm.{number}" if number > 1 else "prm", path) for number, path in enumerate(prms, start=1)]
+    return named if config.discriminator is None else [*named, ("discriminator", config.discriminator)]
+
+
 def _resolve(config: SearchConfig, values: Any) -> dict[str, tuple[Path, StepFormat]]:
     """Find the models and check that they mean the same by a step, before any is loaded."""
-
-    def resolve(name: str) -> tuple[Path, StepFormat]:
+    models: dict[str, tuple[Path, StepFormat]] = {}
+    for name, path in _named_models(config):
+        option = name.partition(".")[0]
         here = _computed_by(name, values).kind != "http"
-        return resolve_model(getattr(config, name), getattr(config, f"{name}_format"), name, weights=here)
-
-    models = {"policy": resolve("policy")}
-    for name in ("prm", "discriminator"):
-        path = getattr(config, name)
-        if path is None:
-            continue
-        models[name] = resolve(name)
+        models[name] = resolve_model(path, getattr(config, f"{option}_format"), option, weights=here)
         ours, theirs = models["policy"][1].policy.separator, models[name][1].policy.separator
         if ours != theirs:
-            called = "PRM" if name == "prm" else name
+            called = "PRM" if option == "prm" else name
             raise StepFormatError(
                 f"policy and {called} do not fit: steps of {config.policy} end with {ours!r}, those {path} was trained "
                 f"on with {theirs!r}. Take a {called} trained on this policy's steps, or name the format with "
-                f"--{name}_format or --policy_format."
+                f"--{option}_format or --policy_format."
             )
     return models
 
@@ -352,6 +393,15 @@ def _resolve(config: SearchConfig, values: Any) -> dict[str, tuple[Path, StepFor
 def _reads_logprobs(job: SearchJob) -> bool:
     """Does a method weigh steps by their probability?"""
     return any(getattr(params, "prior", None) == "probability" for params in job.methods.values())
+
+
+def _scorer(job: SearchJob, stack: ExitStack) -> StepScorer | None:
+    """The PRM, or several as one."""
+    found = [entry for name, entry in job.models.items() if name.partition(".")[0] == "prm"]
+    loaded = [load_scorer(*entry, job.values["scorer"], stack, job.values["engine"].device) for entry in found]
+    if len(loaded) > 1:
+        return EnsembleScorer(loaded, job.config.pessimism)
+    return loaded[0] if loaded else None
 
 
 def _search(job: SearchJob) -> float:
@@ -364,9 +414,7 @@ def _search(job: SearchJob) -> float:
             return float(output.state["seconds"])
         grader = entered(job.task.grader, stack)
         engine = load_engine(*models["policy"], values["engine"], stack, logprobs=_reads_logprobs(job))
-        scorer = second = None
-        if "prm" in models:
-            scorer = load_scorer(*models["prm"], values["scorer"], stack, values["engine"].device)
+        scorer, second = _scorer(job, stack), None
         if "discriminator" in models:
             second = load_engine(*models["discriminator"], replace(values["engine"], kind="hf"), stack)
         searchers = make_searchers(job.planned, engine, scorer, grader, second)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prmkit.scoring.ensemble import EnsembleScorer
 from prmkit.scoring.table import TableScorer
 
 if TYPE_CHECKING:
     from prmkit.scoring.http import HTTPScorer
     from prmkit.scoring.prm import PRMScorer, ScorerStats
 
-__all__ = ["HTTPScorer", "PRMScorer", "ScorerStats", "TableScorer"]
+__all__ = ["EnsembleScorer", "HTTPScorer", "PRMScorer", "ScorerStats", "TableScorer"]
 
 
 def __getattr__(name: str) -> Any:
