@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpoint_io import AtomicCheckpointIO, newest_checkpoint
+from callbacks.exact_resume import ExactResume
 from callbacks.predictions import PredictionsWriter
 from prmkit.cli.fit import TERMINATED
 from prmkit.cli.overrides import parse_arguments
@@ -37,6 +38,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
 # Lightning's own use of torch, at every start and nothing that a user could change.
 warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+# The data modules keep the loaders' positions themselves.
+warnings.filterwarnings("ignore", message=r".*resuming from a checkpoint that ended before the epoch ended")
 
 
 class PrmCLI(LightningCLI):
@@ -102,6 +105,8 @@ class PrmCLI(LightningCLI):
         if self.command == "predict":
             path = self.config.predictions or Path(config["default_root_dir"] or ".") / "predictions.jsonl"
             extra.append(PredictionsWriter(path))
+        if self.command == "fit":
+            extra.append(ExactResume())
         trainer = super()._instantiate_trainer(config, extra)
         # Strategies with a format of their own (sharded checkpoints) keep it.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
