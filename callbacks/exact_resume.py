@@ -7,7 +7,7 @@ counters of a checkpoint into the one form that the loops take up exactly, where
 
 - behind a batch: validation follows if it is due, the epoch's end if it was the last batch, else the next batch;
 - in or behind a validation: what the validation's end left to do;
-- in `on_train_epoch_end`, or later: the next epoch.
+- when an epoch ends or starts: that epoch's end is past, the next one starts.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def repair_progress(loops: dict[str, Any]) -> str:
         When it was written: behind a "batch", behind a "validation", or behind the end of an "epoch".
     """
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
-    in_epoch = epochs["current"]["processed"] < epochs["current"]["ready"]
+    in_epoch = epochs["current"]["processed"] < epochs["current"]["started"]
     in_batch = batches["current"]["completed"] < batches["current"]["ready"]
     for kind in ("total", "current"):
         done = epochs[kind]["processed"]
