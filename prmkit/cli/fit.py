@@ -61,7 +61,9 @@ _EXAMPLES = {
 _NOTES = {
     "fit": """
 On one CPU the same config and seed give the same weights. A run killed at any moment and started again with
-`--ckpt_path last` goes on from its newest complete checkpoint; half-written files are never picked up.""",
+`--ckpt_path last` goes on from its newest complete checkpoint; half-written files are never picked up. On SIGTERM or
+SIGUSR1 it saves behind the present optimiser step and ends with status 75: start it again. Several machines and
+clusters: docs/cluster.md.""",
     "predict": """
 The lines go to `predictions.jsonl` in trainer.default_root_dir, or to --predictions FILE.""",
 }
