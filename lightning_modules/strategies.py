@@ -200,11 +200,15 @@ class ZeroStrategy(DeepSpeedStrategy):
         model: LightningModule | nn.Module | None = None,
         **kwargs: Any,
     ) -> Any:
-        """See Strategy. Logs `train/grad_norm`, the norm before clipping, which only DeepSpeed knows."""
+        """See Strategy. Logs `train/grad_norm`, the norm before clipping, which only DeepSpeed knows, on the first step
+        and on those that the trainer's loggers write."""
+        module = self.lightning_module
+        assert module is not None
+        every, step = module.trainer.log_every_n_steps, module.trainer.global_step
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
         norm = self.deepspeed_engine.get_global_grad_norm()
-        if norm is not None and self.lightning_module is not None:
-            self.lightning_module.log("train/grad_norm", float(norm))
+        if norm is not None and (step == 0 or (every and (step + 1) % every == 0)):
+            module.log("train/grad_norm", float(norm))
         return result
 
     def whole_weights(self) -> AbstractContextManager[None]:

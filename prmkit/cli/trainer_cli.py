@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpoint_io import AtomicCheckpointIO, newest_checkpoint
 from callbacks.predictions import PredictionsWriter
+from prmkit.checkpoints import read_sharded
 from prmkit.cli.fit import TERMINATED
 from prmkit.cli.overrides import parse_arguments
 from prmkit.cli.parsing import user_errors
@@ -121,7 +122,7 @@ def checkpoint_path(cli: PrmCLI) -> str | None:
     if wanted != "last":
         if "://" not in wanted and not Path(wanted).exists():
             raise ConfigError("ckpt_path", wanted, "an existing checkpoint, or `last`")
-        return str(wanted)
+        return _checked(cli, str(wanted))
     savers = [saver for saver in cli.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
     folders = [str(saver.dirpath) for saver in savers if saver.dirpath is not None]
     if not folders:
@@ -134,11 +135,25 @@ def checkpoint_path(cli: PrmCLI) -> str | None:
     found = newest_checkpoint(folders)
     if found is not None:
         log.info("resuming from %s", found)
-        return str(found)
+        return _checked(cli, str(found))
     if cli.command != "fit":
         raise PrmkitError(f"--ckpt_path last: no complete checkpoint in {', '.join(folders)}; run `prm fit` first")
     log.info("--ckpt_path last: no complete checkpoint in %s; starting afresh", ", ".join(folders))
     return None
+
+
+def _checked(cli: PrmCLI, path: str) -> str:
+    """The path itself, once it is known that a fit of this strategy can go on from it (PrmkitError)."""
+    if "://" in path or not Path(path).is_dir():
+        return path
+    info = read_sharded(path)
+    if cli.command == "fit" and not hasattr(cli.trainer.strategy, "whole_weights"):
+        raise PrmkitError(
+            f"--ckpt_path {path}: shards of ZeRO {info.stage} by {info.processes} processes, and this fit does not run "
+            f"under ZeRO. Add --config configs/strategy/zero{info.stage}.yaml, or start from its weights: "
+            f"`prm export {path} OUT` and --model.source.path OUT."
+        )
+    return path
 
 
 def run_trainer(cli: PrmCLI) -> int:

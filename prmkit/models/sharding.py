@@ -13,12 +13,17 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["is_sharded", "whole", "whole_module", "whole_state_dict", "whole_tensors"]
+__all__ = ["is_sharded", "whole", "whole_module", "whole_state_dict", "whole_tensors", "writes"]
 
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether this process holds only a part of a module's weights."""
     return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+
+
+def writes(module: nn.Module) -> bool:
+    """Whether this process is the one that has a module's weights to write: any where they are whole, else process 0."""
+    return not is_sharded(module) or dist.get_rank() == 0
 
 
 @contextmanager
@@ -49,7 +54,7 @@ def whole_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """
     if not is_sharded(module):
         return dict(module.state_dict())
-    keeps = dist.get_rank() == 0
+    keeps = writes(module)
     state: dict[str, Tensor] = {}
     copies: dict[int, Tensor] = {}
     names = module.state_dict(keep_vars=True)

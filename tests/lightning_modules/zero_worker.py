@@ -161,6 +161,7 @@ def run(job: Job, rank: int, world: int) -> None:
         use_distributed_sampler=False,
         callbacks=[Watch(job)],
         logger=False,
+        log_every_n_steps=1,
         num_sanity_val_steps=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
