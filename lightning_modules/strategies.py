@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_modules.zero_config import make_config, read_section
+from lightning_modules.zero_resize import UNIVERSAL_FOLDER, dealt_out_anew
 from prmkit.checkpoints import (
     SHARD_FOLDER,
     TRAINER_FILE,
@@ -260,37 +261,57 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Read a folder of shards into the engine, and return the trainer's state.
 
         Raises:
-            PrmkitError: not a complete folder, one of another stage or number of processes, or one that holds code.
+            PrmkitError: not a complete folder, one of another stage, or one that holds code.
         """
         assert self.lightning_module is not None
         folder, safe = Path(checkpoint_path), weights_only is not False
         fitting = self.lightning_module.trainer.state.fn is TrainerFn.FITTING
-        self._check_fits(folder)
+        info = self.check_checkpoint(folder)
         if safe:
             check_pickles(sorted((folder / SHARD_FOLDER).glob("*.pt")))
-        self.deepspeed_engine.load_checkpoint(
-            str(folder),
-            tag=SHARD_FOLDER,
-            load_optimizer_states=fitting,
-            load_lr_scheduler_states=False,
-            load_module_strict=self.lightning_module.strict_loading,
-        )
-        return trainer_state(folder, safe)
+        if info.processes == self.world_size:
+            self._load(folder, SHARD_FOLDER, fitting)
+        else:
+            with dealt_out_anew(folder, self.deepspeed_engine, self.is_global_zero, self.broadcast) as place:
+                self._load(place, UNIVERSAL_FOLDER, fitting)
+        state = trainer_state(folder, safe)
+        if fitting:
+            for group, rate in zip(self.optimizers[0].param_groups, state["lr_schedulers"][0]["_last_lr"], strict=True):
+                group["lr"] = rate
+        return state
 
-    def _check_fits(self, folder: Path) -> None:
+    def check_checkpoint(self, folder: Path) -> ShardedCheckpoint:
+        """What a checkpoint says of itself, once it is known that this strategy can load it.
+
+        Another number of processes is no hindrance: states are dealt out anew.
+
+        Raises:
+            PrmkitError: it is not complete, or was not written under this stage of ZeRO.
+        """
         if folder.is_file():
             raise PrmkitError(
                 f"--ckpt_path {folder}: a checkpoint of one file, which has no optimiser states for ZeRO. Go on with the "
-                f"strategy that wrote it, or start from its weights: `prm export {folder} OUT` and model.source.path OUT."
+                f"strategy that wrote it, or start from its weights: `prm export {folder} OUT` and "
+                f"--model.source.path OUT."
             )
         info = read_sharded(folder)
-        ours = (self.stage, self.world_size)
-        if (info.stage, info.processes) != ours:
+        if info.stage != self.stage:
             raise PrmkitError(
-                f"--ckpt_path {folder}: written under ZeRO {info.stage} by {info.processes} processes, and this run is "
-                f"ZeRO {self.stage} of {self.world_size}: its shards cannot be dealt out anew. Resume as it was "
-                f"written, or start from its weights: `prm export {folder} OUT` and model.source.path OUT."
+                f"--ckpt_path {folder}: written under ZeRO {info.stage}, and this run is ZeRO {self.stage}. Set "
+                f"--trainer.strategy.stage {info.stage}, or start from its weights: `prm export {folder} OUT` and "
+                f"--model.source.path OUT."
             )
+        return info
+
+    def _load(self, folder: Path, tag: str, fitting: bool) -> None:
+        assert self.lightning_module is not None
+        self.deepspeed_engine.load_checkpoint(
+            str(folder),
+            tag=tag,
+            load_optimizer_states=fitting,
+            load_lr_scheduler_states=False,
+            load_module_strict=self.lightning_module.strict_loading and not self.exclude_frozen_parameters,
+        )
 
 
 def _leave() -> None:

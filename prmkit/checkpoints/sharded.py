@@ -6,7 +6,9 @@ it: tensors, plain values and a few records of DeepSpeed pass.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,8 @@ def sharded_weights(folder: str | Path, weights_only: bool = True) -> dict[str, 
         raise MissingDependencyError(
             f"{folder}: shards of DeepSpeed are read with deepspeed: pip install 'prmkit[deepspeed]'"
         ) from error
-    weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=SHARD_FOLDER)
+    with contextlib.redirect_stdout(sys.stderr):
+        weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=SHARD_FOLDER)
     return weights
 
 

@@ -144,15 +144,19 @@ def checkpoint_path(cli: PrmCLI) -> str | None:
 
 def _checked(cli: PrmCLI, path: str) -> str:
     """The path itself, once it is known that a fit of this strategy can go on from it (PrmkitError)."""
-    if "://" in path or not Path(path).is_dir():
+    check = getattr(cli.trainer.strategy, "check_checkpoint", None)
+    if "://" in path:
         return path
-    info = read_sharded(path)
-    if cli.command == "fit" and not hasattr(cli.trainer.strategy, "whole_weights"):
-        raise PrmkitError(
-            f"--ckpt_path {path}: shards of ZeRO {info.stage} by {info.processes} processes, and this fit does not run "
-            f"under ZeRO. Add --config configs/strategy/zero{info.stage}.yaml, or start from its weights: "
-            f"`prm export {path} OUT` and --model.source.path OUT."
-        )
+    if check is not None:
+        check(Path(path))
+    elif Path(path).is_dir():
+        info = read_sharded(path)
+        if cli.command == "fit":
+            raise PrmkitError(
+                f"--ckpt_path {path}: shards of ZeRO {info.stage} by {info.processes} processes, and this fit does not "
+                f"run under ZeRO. Add --config configs/strategy/zero{info.stage}.yaml, or start from its weights: "
+                f"`prm export {path} OUT` and --model.source.path OUT."
+            )
     return path
 
 
