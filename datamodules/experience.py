@@ -7,6 +7,7 @@ middle of an iteration goes on exactly. All randomness is derived from (seed, nu
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from datamodules.experience_loader import Collected, EvaluationLoader, ExperienceLoader, Schedule, check_same
-from datamodules.experience_records import Sums
+from datamodules.experience_records import EvalBatch, Sums
 from datamodules.experience_rollouts import (
     EngineOptions,
     Learner,
@@ -172,7 +173,8 @@ class ExperienceDataModule(LightningDataModule):
         schedule = Schedule(rows, shape.updates, shape.passes, int(trainer.accumulate_grad_batches), self._seed)
 
         def collect(iteration: int) -> Collected:
-            experience, sums, self._position = worker.collect(stream, self._position, trainer.global_step)
+            with self._whole_weights():
+                experience, sums, self._position = worker.collect(stream, self._position, trainer.global_step)
             self.rollouts = worker.rollouts
             report = {f"rollout/{name}": value for name, value in _means(gather(sums)).items()}
             return Collected(experience, {**report, "rollout/iteration": float(iteration)})
@@ -275,9 +277,17 @@ class ExperienceDataModule(LightningDataModule):
         if not mine:
             raise DataError(f"data.validation: {len(self._examined)} problems for {self.trainer.world_size} processes")
         worker, config = self._open_worker(), self._evaluation
-        return EvaluationLoader(
-            lambda numbers: worker.evaluate(mine, numbers, config.samples, config.temperature), len(mine), config.rows
-        )
+
+        def evaluate(numbers: range) -> EvalBatch:
+            with self._whole_weights():
+                return worker.evaluate(mine, numbers, config.samples, config.temperature)
+
+        return EvaluationLoader(evaluate, len(mine), config.rows)
+
+    def _whole_weights(self) -> AbstractContextManager[None]:
+        """Where the strategy divides weights, every process holds all of them while it samples and scores."""
+        strategy: Any = self.trainer.strategy
+        return strategy.whole_weights() if hasattr(strategy, "whole_weights") else nullcontext()
 
 
 def _means(ranks: list[Sums]) -> dict[str, float]:

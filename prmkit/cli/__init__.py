@@ -38,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "validate": Command("prmkit.cli.fit", "one pass over the validation data of a config", "validate"),
     "test": Command("prmkit.cli.fit", "one pass over the test data of a config", "test"),
     "predict": Command("prmkit.cli.fit", "write a PRM's step scores to predictions.jsonl", "predict"),
+    "export": Command("prmkit.cli.export", "write a model folder that transformers reads from a checkpoint"),
     "annotate": Command("prmkit.cli.annotate", "sample a policy and label its steps by Monte-Carlo rollouts"),
     "search": Command("prmkit.cli.search", "solve problems with searches under a PRM; accuracy against budget"),
     "serve": Command("prmkit.cli.serve", "serve a policy and a PRM over HTTP, for other machines and processes"),

@@ -19,6 +19,7 @@ from callbacks.checkpoint_io import AtomicCheckpointIO, newest_checkpoint
 from callbacks.exact_resume import ExactResume
 from callbacks.predictions import PredictionsWriter
 from callbacks.preemption import Preempted, Preemption
+from prmkit.checkpoints import read_sharded
 from prmkit.cli.fit import TERMINATED
 from prmkit.cli.overrides import parse_arguments
 from prmkit.cli.parsing import user_errors
@@ -129,7 +130,7 @@ def checkpoint_path(cli: PrmCLI) -> str | None:
     if wanted != "last":
         if "://" not in wanted and not Path(wanted).exists():
             raise ConfigError("ckpt_path", wanted, "an existing checkpoint, or `last`")
-        return str(wanted)
+        return _checked(cli, str(wanted))
     folders = _folders(cli.trainer)
     if not folders:
         raise ConfigError(
@@ -141,7 +142,7 @@ def checkpoint_path(cli: PrmCLI) -> str | None:
     found = newest_checkpoint(folders)
     if found is not None:
         log.info("resuming from %s", found)
-        return str(found)
+        return _checked(cli, str(found))
     if cli.command != "fit":
         raise PrmkitError(f"--ckpt_path last: no complete checkpoint in {', '.join(folders)}; run `prm fit` first")
     log.info("--ckpt_path last: no complete checkpoint in %s; starting afresh", ", ".join(folders))
@@ -152,6 +153,24 @@ def _folders(trainer: Trainer) -> list[str]:
     """Folders that checkpoints are written to."""
     savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
     return [str(saver.dirpath) for saver in savers if saver.dirpath is not None]
+
+
+def _checked(cli: PrmCLI, path: str) -> str:
+    """The path itself, once it is known that a fit of this strategy can go on from it (PrmkitError)."""
+    check = getattr(cli.trainer.strategy, "check_checkpoint", None)
+    if "://" in path:
+        return path
+    if check is not None:
+        check(Path(path))
+    elif Path(path).is_dir():
+        info = read_sharded(path)
+        if cli.command == "fit":
+            raise PrmkitError(
+                f"--ckpt_path {path}: shards of ZeRO {info.stage} by {info.processes} processes, and this fit does not "
+                f"run under ZeRO. Add --config configs/strategy/zero{info.stage}.yaml, or start from its weights: "
+                f"`prm export {path} OUT` and --model.source.path OUT."
+            )
+    return path
 
 
 def run_trainer(cli: PrmCLI) -> int:
