@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from datamodules.experience_records import EvalBatch, Experience, Sums, make_experience
 from datamodules.prompts import PromptStream
-from prmkit.engines import HFEngine
+from datamodules.rollout_engines import EngineOptions, RolloutEngine, open_rollout_engine
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.losses import world_size
 from prmkit.models import PRMModel, resolve_folder
@@ -30,7 +30,7 @@ from prmkit.rollouts import DynamicSampling, Group, Judge, Rollout, has_signal, 
 from prmkit.scoring import PRMScorer
 from prmkit.seeding import derive_seed
 from prmkit.steps import BoundStepFormat, StepFormat, get_step_format
-from prmkit.types import Grader, Problem, SamplingParams
+from prmkit.types import Engine, Grader, Problem, SamplingParams
 
 __all__ = ["EngineOptions", "Learner", "PRMSource", "RolloutWorker", "WorkerOptions", "gather"]
 
@@ -128,19 +128,6 @@ class PRMSource:
         return spec
 
 
-@dataclass(frozen=True)
-class EngineOptions:
-    """How the in-process engine samples.
-
-    Attributes:
-        max_rows: solutions written together at most, at least 1.
-        cache_tokens: tokens of prompts kept for later requests of the same weights.
-    """
-
-    max_rows: int = 256
-    cache_tokens: int = 65536
-
-
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """Settings of the data module that its worker needs; see there.
@@ -198,11 +185,11 @@ class RolloutWorker:
         self._judge = Judge(options.rewards, grader, scorer, separator, self._token_scores)
         right = RewardsConfig(OutcomeConfig(truncated="wrong"))
         self._examiner = Judge(right, grader, separator=separator)
-        self._engine: HFEngine | None = None
+        self._engine: RolloutEngine | None = None
         self.rollouts: list[Rollout] = []
 
     def close(self) -> None:
-        """End the grader's processes."""
+        """End the grader's processes, and the engine."""
         self._resources.close()
 
     def collect(self, stream: PromptStream, position: int, version: int) -> tuple[Experience, Sums, int]:
@@ -219,6 +206,7 @@ class RolloutWorker:
         start = time.perf_counter()
         engine = self._synced(version)
         groups, drawn, position = self._waves(engine, stream, position)
+        self._rest()
         self.rollouts = [rollout for group in groups for rollout in group]
         seconds = time.perf_counter() - start
         sums = rollout_sums(rollout for group in drawn for rollout in group)
@@ -235,7 +223,7 @@ class RolloutWorker:
 
     def evaluate(self, problems: Sequence[Problem], numbers: range, samples: int, temperature: float) -> EvalBatch:
         """Solutions of some problems, judged; a problem whose prompt is too long counts as wrong."""
-        engine = self._synced(self._engine.weight_version if self._engine is not None else 0)
+        engine = self._examined(first=numbers.start == 0)
         fitting = [number for number in numbers if self.fits(problems[number])]
         sampling = SamplingParams(self._options.max_tokens, temperature)
         seed = derive_seed("validation", self._options.seed)
@@ -243,6 +231,7 @@ class RolloutWorker:
             groups = asyncio.run(
                 roll_out([(n, problems[n]) for n in fitting], engine, self._examiner, samples, sampling, seed)
             )
+        self._rest()
         rows = [rollout for group in groups for rollout in group]
         missing = (0.0,) * (samples * (len(numbers) - len(fitting)))
         right = [0.0 if rollout.reward is None else rollout.reward.total for rollout in rows]
@@ -268,24 +257,30 @@ class RolloutWorker:
         model = PRMModel.from_pretrained(source.path, spec, source.dtype, self._learner.device)
         return PRMScorer(model, max_batch_tokens=source.max_batch_tokens)
 
-    def _synced(self, version: int) -> HFEngine:
-        """The engine with the weights as they are now."""
-        # Buffers made in inference mode may not be written outside it: all of the engine's are.
-        with torch.inference_mode():
-            if self._engine is None:
-                options = self._options.engine
-                self._engine = HFEngine(
-                    self._learner.model,
-                    self._learner.bound_format,
-                    max_rows=options.max_rows,
-                    cache_tokens=options.cache_tokens,
-                    device=self._learner.device,
-                    weight_version=version,
-                )
-            self._engine.update_weights(None, version)
-        return self._engine
+    def _synced(self, version: int) -> Engine:
+        """The engine with the weights as they are now. Collective."""
+        if self._engine is None:
+            learner = self._learner
+            self._engine = open_rollout_engine(
+                self._options.engine, learner.model, learner.bound_format, learner.device, version
+            )
+            self._resources.callback(self._engine.close)
+        self._engine.sync(version)
+        return self._engine.engine
 
-    def _waves(self, engine: HFEngine, stream: PromptStream, position: int) -> tuple[list[Group], list[Group], int]:
+    def _examined(self, *, first: bool) -> Engine:
+        """The engine for a batch of problems. Ranks may have unequal numbers of batches: they get the weights together
+        at the first, of which each has one."""
+        if first or self._engine is None:
+            return self._synced(0 if self._engine is None else self._engine.engine.weight_version)
+        self._engine.wake()
+        return self._engine.engine
+
+    def _rest(self) -> None:
+        assert self._engine is not None
+        self._engine.rest()
+
+    def _waves(self, engine: Engine, stream: PromptStream, position: int) -> tuple[list[Group], list[Group], int]:
         """Kept groups in the order of prompts, all groups drawn, and the new position."""
         options, rank = self._options, dist.get_rank() if world_size() > 1 else 0
         kept: list[Group] = []
@@ -313,7 +308,7 @@ class RolloutWorker:
             )  # fmt: skip
         return kept, drawn, position
 
-    def _sample(self, engine: HFEngine, prompts: list[tuple[int, Problem]]) -> list[Group]:
+    def _sample(self, engine: Engine, prompts: list[tuple[int, Problem]]) -> list[Group]:
         sampling = SamplingParams(self._options.max_tokens, self._learner.temperature)
         size, seed = self._learner.group_size, self._options.seed
         with torch.inference_mode():
