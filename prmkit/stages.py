@@ -56,10 +56,16 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def key(self) -> str:
-        """Digest of arguments, settings and contents of inputs. Raises DataError for an input that is not there."""
-        contents = {str(path): _digest(path) for path in self.inputs}
-        text = json.dumps([self.name, self.argv[1:], self.settings, contents], sort_keys=True)
+    def key(self, root: Path | None = None) -> str:
+        """Digest of arguments, settings and contents of inputs.
+
+        Paths below `root`, the run's folder, count relative to it, so that a run can be moved or copied and goes on.
+        Raises DataError for an input that is not there.
+        """
+        place = "" if root is None else f"{root}{os.sep}"
+        shown = (lambda text: text.replace(place, "")) if place else str
+        contents = {shown(str(path)): _digest(path) for path in self.inputs}
+        text = json.dumps([self.name, [*map(shown, self.argv[1:])], self.settings, contents], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -156,7 +162,7 @@ class StageRunner:
             raise RuntimeError("StageRunner.run outside its `with` block: the run folder is not locked")
         if self.directory.resolve() not in stage.directory.resolve().parents:
             raise ConfigError(f"stage {stage.name}.directory", str(stage.directory), f"a folder in {self.directory}")
-        record = self._record(stage, stage.key())
+        record = self._record(stage, stage.key(self.directory))
         if self._is_complete(stage):
             self._say(f"{stage.name}: complete, skipped")
             return StageResult(stage.name, "skipped", record.seconds, record.attempts)

@@ -102,6 +102,8 @@ def _moving(add: Add) -> None:
     command.add_argument("ref", metavar="PAIR@VERSION")
     command.add_argument("alias", nargs="?", default="best", help="(default: best)")
     command.add_argument("--force", action="store_true", help="overrule the gate; the history says so")
+    command.add_argument("--if-passed", action="store_true", help="a refusal is an answer, with status 0")
+    command.add_argument("--report", type=Path, metavar="FILE", help="write the answer to a JSON file too")
     command.add_argument("--reason", default="", help="for the history")
     command = add("alias", "name a version, without the gate", _alias)
     command.add_argument("ref", metavar="PAIR[@VERSION]")
@@ -242,11 +244,27 @@ def _pull(arguments: argparse.Namespace) -> None:
 
 
 def _promote(arguments: argparse.Namespace) -> None:
-    move = _open(arguments).promote(arguments.ref, arguments.alias, force=arguments.force, reason=arguments.reason)
-    print(f"{move.pair}@{move.alias} is {move.pair}@{move.after}" + (", gate overruled" if move.forced else ""))
-    if move.gate is not None:
-        for reason in move.gate["reasons"]:
-            print(f"  {reason}")
+    from prmkit.io import write_json
+    from registry.errors import GateRefusedError
+
+    reasons: list[str] = []
+    try:
+        move = _open(arguments).promote(arguments.ref, arguments.alias, force=arguments.force, reason=arguments.reason)
+    except GateRefusedError as refusal:
+        if not arguments.if_passed:
+            raise
+        promoted, reasons = False, list(refusal.reasons)
+        print(f"{arguments.ref} does not get {arguments.alias!r}")
+    else:
+        promoted, reasons = True, list(move.gate["reasons"]) if move.gate is not None else []
+        print(f"{move.pair}@{move.alias} is {move.pair}@{move.after}" + (", gate overruled" if move.forced else ""))
+    for reason in reasons:
+        print(f"  {reason}")
+    if arguments.report is not None:
+        write_json(
+            arguments.report,
+            {"ref": arguments.ref, "alias": arguments.alias, "promoted": promoted, "reasons": reasons},
+        )
 
 
 def _alias(arguments: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ def add_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--key", help="the publication's own name: publishing again under it changes nothing")
     command.add_argument("--tokens", type=int, help="longest question with its solution, for the compatibility check")
     command.add_argument("--allow-incompatible", action="store_true", help="publish a PRM that cannot score the policy")
+    command.add_argument("--report", type=Path, metavar="FILE", help="write the manifest to a file too")
     recipe = command.add_argument_group("recipe", "what made the pair, for `prm pairs reproduce`")
     recipe.add_argument("--command", action="append", default=[], metavar="TEXT", help="a command; may be repeated")
     recipe.add_argument(
@@ -52,6 +53,7 @@ def add_command(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _publish(arguments: argparse.Namespace) -> None:
     from prmkit.cli.pairs_text import TransferProgress
+    from prmkit.io import write_atomic
     from registry import Publication, Registry, read_metrics, record_recipe
 
     publication = Publication(
@@ -74,6 +76,8 @@ def _publish(arguments: argparse.Namespace) -> None:
         manifest = registry.publish(publication, alias=arguments.alias, force=arguments.force, watch=progress)
     finally:
         progress.close()
+    if arguments.report is not None:
+        write_atomic(arguments.report, manifest.to_bytes())
     named = f", {arguments.pair}@{arguments.alias}" if arguments.alias else ""
     print(f"{manifest.ref}{named} in {registry.storage.url}")
     for text in (*manifest.compatibility.problems, *manifest.compatibility.notes):
