@@ -13,6 +13,7 @@ from prmkit.annotation.counts import AnnotationCounts
 from prmkit.annotation.methods import METHODS, get_method
 from prmkit.cli.loading import entered, fingerprint, load_engine, load_problems, resolve_model
 from prmkit.cli.options import EngineConfig, ProblemSource, build, make_parser, peek, wants_help
+from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError
 from prmkit.types import Problem, SamplingParams, Task, Usage, VerifiableTask
@@ -123,11 +124,15 @@ def run(argv: list[str]) -> int:
 
         return run_judge_command(argv)
     arguments, _ = expand_configs(argv)
+    if not wants_help(argv):
+        arguments = with_pair(arguments, {"policy": "--policy"}, "--policy_name")
     method = peek(arguments, "method", AnnotateConfig.method)
     parse = parser(method)
     if wants_help(argv):
         methods = "\n".join(f"  {name:15}{entry.summary}" for name, entry in METHODS.items())
-        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES.format(methods=methods)}")
+        print(
+            f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{PAIR_HELP}\n{EXAMPLES.format(methods=methods)}"
+        )
         return 0
     with user_errors("prm annotate", parse):
         values = parse.instantiate(parse.parse_args(arguments))

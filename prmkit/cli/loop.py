@@ -82,7 +82,12 @@ def _status(argv: Sequence[str]) -> int:
     options.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     options.add_argument("--json", action="store_true", help="print JSON")
     options.add_argument(
-        "--watch", type=float, nargs="?", const=2.0, metavar="SECONDS", help="again and again, until it ends (default: 2)"
+        "--watch",
+        type=float,
+        nargs="?",
+        const=2.0,
+        metavar="SECONDS",
+        help="again and again, until it ends (default: 2)",
     )
     arguments = options.parse_args(argv)
     status = read_status(arguments.run, CONFIG_FILE)

@@ -147,9 +147,7 @@ class Loop:
             stages.append(self._run(stage(iteration, begin)))
         return [stage.argv for stage in stages], replayed
 
-    def _publish(
-        self, iteration: int, state: _State, made: Products, commands: list[tuple[str, ...]]
-    ) -> Manifest:
+    def _publish(self, iteration: int, state: _State, made: Products, commands: list[tuple[str, ...]]) -> Manifest:
         """Publish the pair under the iteration's own key, with what it takes to make it again."""
         report = iteration_folder(self.folder, iteration) / "publish" / "published.json"
         argv = [sys.executable, "-m", "prmkit.cli", "pairs", "publish", self.config.pair]
@@ -222,7 +220,9 @@ class Loop:
         manifest = self.registry.manifest(start)
         folder = self.folder / "start"
         self._run(self.plan.pull("start", manifest.ref, folder, self._registry_options()))
-        figures = {name: figure.value for name, figure in manifest.metrics.figures.items()} if manifest.metrics else None
+        figures = (
+            {name: figure.value for name, figure in manifest.metrics.figures.items()} if manifest.metrics else None
+        )
         policy = folder / "pair" / "policy"
         return _State(Begin(policy, first=policy, prm=folder / "pair" / "prm"), manifest.ref, figures)
 

@@ -28,6 +28,7 @@ examples:
   prm pairs list math
   prm pairs promote math@2 best
   prm pairs pull math@best here                 here/policy and here/prm open with from_pretrained and vLLM
+  prm pairs export math@best hub                hub/math-policy and hub/math-prm, ready to be uploaded
   prm pairs push s3://bucket/pairs math@best
 
 The registry is a folder, s3://bucket/prefix, or what fsspec reaches: --registry, else the environment variable
@@ -98,6 +99,10 @@ def _moving(add: Add) -> None:
     command.add_argument("ref", metavar="PAIR[@VERSION]")
     command.add_argument("folder", type=Path)
     command.add_argument("--force", action="store_true", help="overwrite changed files; pull incompatible pairs too")
+    command = add("export", "both models as repository folders of the Hugging Face hub, with model cards", _export)
+    command.add_argument("ref", metavar="PAIR[@VERSION]")
+    command.add_argument("folder", type=Path)
+    command.add_argument("--organisation", help="name on the hub, for the links between the two")
     command = add("promote", "move an alias to a version that passed the gate", _promote)
     command.add_argument("ref", metavar="PAIR@VERSION")
     command.add_argument("alias", nargs="?", default="best", help="(default: best)")
@@ -241,6 +246,16 @@ def _pull(arguments: argparse.Namespace) -> None:
         pulled = _open(arguments).pull(arguments.ref, arguments.folder, force=arguments.force, watch=progress)
     print(f"{pulled.manifest.ref} in {pulled.folder}: {pulled.copied} of {len(pulled.manifest.located())} files copied")
     print(f"policy: {pulled.policy}\nprm:    {pulled.prm}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from registry.hub import write_hub_layout
+
+    with _progress("pull") as progress:
+        pulled = _open(arguments).checkout(arguments.ref, watch=progress)
+    places = write_hub_layout(pulled, arguments.folder, organisation=arguments.organisation)
+    for member, place in places.items():
+        print(f"{member + ':':7} {place}")
 
 
 def _promote(arguments: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from prmkit.chunks import ChunkedOutput
 from prmkit.cli.loading import entered, fingerprint, load_engine, load_problems, load_scorer, resolve_model
 from prmkit.cli.options import EngineConfig, ProblemSource, ScorerConfig, build, make_parser, peek, wants_help
+from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.progress import ProgressLine
 from prmkit.errors import ConfigError, StepFormatError
@@ -49,6 +50,7 @@ examples:
   prm search --policy P --prm M --output runs/compare --method beam_search,mcts,best_of_n --budgets 1,4,16,64
   prm search --policy P --prm M --output runs/tokens --method dvts,best_of_n --dvts.width 2 \\
              --budgets 500,2000,8000 --budget_unit tokens --tokens_per_sample 40
+  prm search --config configs/search/accumulator.yaml --pair accumulator@best --output runs/best
   prm search --policy P --task gsm8k --data gsm8k/test.jsonl --n 8 --output runs/majority        no PRM: votes only
 
 Best-of-N alone and without budgets draws N samples a problem and tells every smaller N from the same samples. Otherwise
@@ -216,11 +218,15 @@ def parser(names: Sequence[str] | None = None) -> Any:
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     arguments, _ = expand_configs([_underscored(argument) for argument in argv])
+    if not wants_help(argv):
+        arguments = with_pair(arguments, {"policy": "--policy", "prm": "--prm"})
     names = method_list(peek(arguments, "method", PLAIN))
     parse = parser(names)
     if wants_help(argv):
         methods = "\n".join(f"  {name:17}{entry.summary}" for name, entry in METHODS.items())
-        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES.format(methods=methods)}")
+        print(
+            f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{PAIR_HELP}\n{EXAMPLES.format(methods=methods)}"
+        )
         return 0
     with user_errors("prm search", parse):
         values = parse.instantiate(parse.parse_args(arguments))

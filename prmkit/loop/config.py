@@ -26,9 +26,10 @@ class StageConfig:
 
     Attributes:
         config: config file of the stage's command (`prm fit`, `prm annotate`, `prm search`).
-        set: settings on top of it, by key, nested or dotted. Values may refer to others: `${iteration}` (from 1), `${past}`
-            (iterations before this one), `${seed}`, `${annotate.set.limit}`, `${before.policy}`, `${before.prm}` (what the
-            iteration begins with), `${first.policy}`, `${prm.output}` (what a stage makes), `${add:1,2}`, `${mul:2,3}`.
+        set: settings on top of it, by key, nested or dotted. Values may refer to others: `${iteration}` (from 1),
+            `${past}` (iterations before this one), `${seed}`, `${annotate.set.limit}`, `${before.policy}` and
+            `${before.prm}` (what the iteration begins with), `${first.policy}`, `${prm.output}` (what a stage makes),
+            `${add:1,2}`, `${mul:2,3}`.
         later: settings on top of those, from the second iteration on.
     """
 

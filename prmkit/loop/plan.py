@@ -1,14 +1,14 @@
 """The stages of a loop: which commands, with which paths, in which folders.
 
-    RUN/loop.json                    the config, resolved
-    RUN/configs/STAGE.yaml           what each stage reads, as it was when the loop was started
-    RUN/sft/policy                   the first policy
-    RUN/iteration-1/annotate/annotations.jsonl
-    RUN/iteration-1/prm/model  policy/policy  evaluate/summary.json
-    RUN/iteration-1/publish/published.json     the manifest of the version
-    RUN/iteration-1/gate/gate.json             whether it has got the alias
-    RUN/iteration-1/pull/pair                  in place of all that, when the registry had the version already
-    RUN/logs/1-prm.log
+RUN/loop.json                    the config, resolved
+RUN/configs/STAGE.yaml           what each stage reads, as it was when the loop was started
+RUN/sft/policy                   the first policy
+RUN/iteration-1/annotate/annotations.jsonl
+RUN/iteration-1/prm/model  policy/policy  evaluate/summary.json
+RUN/iteration-1/publish/published.json     the manifest of the version
+RUN/iteration-1/gate/gate.json             whether it has got the alias
+RUN/iteration-1/pull/pair                  in place of all that, when the registry had the version already
+RUN/logs/1-prm.log
 """
 
 from __future__ import annotations
@@ -175,7 +175,12 @@ class Plan:
         return {name: {"output": str(path)} for name, path in outputs.items()}
 
     def _fit(
-        self, stage: str, folder: Path, seed: int, settings: Mapping[str, str] | Sequence[str], wiring: Sequence[str] = ()
+        self,
+        stage: str,
+        folder: Path,
+        seed: int,
+        settings: Mapping[str, str] | Sequence[str],
+        wiring: Sequence[str] = (),
     ) -> tuple[str, ...]:
         """`prm fit`, by torchrun for several devices."""
         devices = self.config.devices

@@ -1,4 +1,4 @@
-"""What a run folder says of its loop: stages done, running, interrupted, waiting; read only, without a lock of its own."""
+"""What a run folder says of its loop: stages done, at work, interrupted, waiting. Reads only."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _last_line(log: Path) -> str:
         file.seek(max(0, log.stat().st_size - 4096))
         text = file.read().decode(errors="replace")
     lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
-    return next((line for line in reversed(lines) if line), "")
+    return next((line for line in reversed(lines) if line and not line.startswith("--- ")), "")
 
 
 def _holder(lock: Path) -> int | None:
