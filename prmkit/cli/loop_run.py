@@ -158,7 +158,7 @@ class Loop:
         argv += ["--gate", str(self.folder / "configs" / "gate.json")] if self.config.gate else []
         for name, file in self._attachments(iteration, made).items():
             argv += ["--attach", f"{name}={file}"]
-        for command in self._recipe(iteration, state, commands):
+        for command in self._recipe(state, commands):
             argv += ["--command", shlex.join(command)]
         argv += self._registry_options()
         inputs = (made.policy, made.prm, made.evaluation / "summary.json", made.evaluation / "rows.jsonl")
@@ -174,7 +174,7 @@ class Loop:
         gate: dict[str, Any] = read_json(report)
         return gate
 
-    def _recipe(self, iteration: int, state: _State, commands: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    def _recipe(self, state: _State, commands: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
         """The commands that make the iteration again in an empty folder, from its parent."""
         moved = {self.folder: "run"}
         before: list[tuple[str, ...]] = []

@@ -68,7 +68,7 @@ def stage_settings(
     register("add", lambda *values: sum(map(_number, values)), replace=True)
     register("mul", lambda one, other: _number(one) * _number(other), replace=True)
     try:
-        tree = OmegaConf.merge(OmegaConf.create({**plain, **stages}), OmegaConf.create(dict(known)))
+        tree: Any = OmegaConf.merge(OmegaConf.create({**plain, **stages}), OmegaConf.create(dict(known)))
         resolved: Any = {name: OmegaConf.to_container(tree[name].set, resolve=True) for name in stages}
     except OmegaConfBaseException as error:
         lines = [line.strip() for line in str(error).splitlines()]
