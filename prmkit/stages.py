@@ -31,6 +31,7 @@ COMPLETE_FILE = ".complete.json"
 RECORD_FILE = ".stage.json"
 HEARTBEAT_SECONDS = 5.0
 TAIL_LINES = 15
+LOCK_ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class StageRunner:
         path = self.directory / ".lock"
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except BlockingIOError:
             holder = os.read(handle, 64).decode(errors="replace").strip() or "unknown"
             os.close(handle)
@@ -238,6 +239,16 @@ class StageRunner:
             return
         reason = exit_.describe() if exit_.status else f"ended well, but did not write {', '.join(missing)}"
         raise PrmkitError(f"stage {stage.name}: {reason}. Its last lines ({log}):\n{_tail(log, start)}")
+
+
+def _lock(handle: int) -> None:
+    """Lock a file, or raise BlockingIOError. Somebody who only looks whether it is locked holds it for an instant."""
+    for _ in range(LOCK_ATTEMPTS - 1):
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+    return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _drop(line: str) -> None:

@@ -91,14 +91,14 @@ def test_a_moved_run_is_complete_and_goes_on(undisturbed, tmp_path):
         command(tmp_path / "run", undisturbed / "registry", "--on_refusal", "continue"),
         check=True, env=ENVIRONMENT, capture_output=True, text=True,
     )  # fmt: skip
-    assert "started" not in done.stdout.replace("publish: started", "").replace("gate: started", "")
+    assert "started" not in done.stdout
     assert Registry(undisturbed / "registry").versions("quick") == [1, 2]
 
 
 def test_the_recipe_makes_the_same_pair_again(undisturbed, tmp_path):
     store = Registry(undisturbed / "registry")
     subprocess.run(
-        [*COMMAND[:3], "pairs", "reproduce", "quick@2", "--run", "--into", str(tmp_path), "--registry", store.storage.url],
+        [*COMMAND[:3], "pairs", "reproduce", "quick@2", "--run", "--into", tmp_path, "--registry", store.storage.url],
         check=True, env=ENVIRONMENT, capture_output=True,
     )  # fmt: skip
     made = tmp_path / "run" / "iteration-2"

@@ -94,7 +94,7 @@ def test_refused_configs(changes, field):
 def test_command_line_wins_over_the_file_and_names_wrong_keys():
     config = parse(["--config", "configs/loop/quick.yaml", "--iterations", "4", "--annotate.set", "{limit: 3}"])
     assert (config.iterations, config.annotate.set, config.pair) == (4, {"limit": 3}, "quick")
-    with pytest.raises(PrmkitError, match="itertions: no such setting. Did you mean `iterations`"):
+    with pytest.raises(PrmkitError, match=r"itertions: no such setting. Did you mean `iterations`"):
         parse(["--config", "configs/loop/quick.yaml", "--itertions", "4"])
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from prmkit.cli import main
 from prmkit.errors import DataError
+from prmkit.loop.plan import ITERATION_STAGES
 from prmkit.loop.status import read_status
 
 CONFIG = {"pair": "toy", "iterations": 2, "seed": 0, "start": None, "alias": "best"}
@@ -25,7 +26,8 @@ RUNNER = """
         return Stage(name, (sys.executable, "-I", "-S", "-u", "-c", code), folder)
     with StageRunner(run) as runner:
         runner.run(stage("sft", run / "sft", "print('made a policy')"))
-        runner.run(stage("1-annotate", run / "iteration-1" / "annotate", "print('5/9', end='\\\\r'); import time; time.sleep(60)"))
+        work = "print('5/9', end='\\\\r'); import time; time.sleep(60)"
+        runner.run(stage("1-annotate", run / "iteration-1" / "annotate", work))
 """
 
 
@@ -50,12 +52,12 @@ def test_before_during_and_after_a_kill(run, capsys):
     assert states(run) == {}
     assert len(read_status(run, "loop.json").stages) == 1 + 2 * 6
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(RUNNER), str(run)])
-    wait_for(lambda: read_status(run, "loop.json").current is not None and read_status(run, "loop.json").current.said)
+    wait_for(lambda: any(stage.said == "5/9" for stage in read_status(run, "loop.json").stages))
     found = read_status(run, "loop.json")
     assert found.process == process.pid
     assert states(run) == {"0-sft": "complete", "1-annotate": "running"}
     assert found.current is not None
-    assert found.current.said == "5/9"
+    assert found.current.name == "annotate"
     assert main(["loop", "status", str(run)]) == 0
     assert f"process {process.pid} at work" in capsys.readouterr().out
 
