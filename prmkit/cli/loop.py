@@ -28,7 +28,8 @@ examples:
   prm loop status runs/loop/accumulator --watch                       while it runs, or after it was stopped
 
 Every stage is a process with a log of its own (RUN/logs). Stop it in any way (Ctrl-C, SIGTERM, SIGKILL, a power cut)
-and start the same command again: complete stages are skipped, the interrupted one goes on, the last pair is the same."""
+and start the same command again: complete stages are skipped, the one that was interrupted goes on, and the last pair
+is the same."""
 
 
 def run(argv: Sequence[str]) -> int:

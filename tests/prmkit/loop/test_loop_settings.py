@@ -22,13 +22,13 @@ def test_references_reach_other_stages_and_what_they_make():
         seed=5,
         annotate=StageConfig("a.yaml", {"limit": 60, "offset": "${add:100,${mul:${past},${annotate.set.limit}}}"}),
         prm=StageConfig("p.yaml", {"data": {"seed": "${seed}", "threshold": "${annotate.set.limit}"}}),
-        policy=StageConfig("g.yaml", {"data.prm.path": "${prm.output}", "title": "${pair}-${iteration}", "old": "${before.prm}"}),
-    )  # fmt: skip
+        policy=StageConfig("g.yaml", {"prm": "${prm.output}", "title": "${pair}-${iteration}", "old": "${before.prm}"}),
+    )
     known = {"prm": {"output": "run/2/model"}, "before": {"prm": "run/1/model"}}
     found = stage_settings(config, 3, known)
     assert found["annotate"] == {"limit": "60", "offset": "220"}
     assert found["prm"] == {"data.seed": "5", "data.threshold": "60"}
-    assert found["policy"] == {"data.prm.path": "run/2/model", "title": "toy-3", "old": "run/1/model"}
+    assert found["policy"] == {"prm": "run/2/model", "title": "toy-3", "old": "run/1/model"}
 
 
 def test_later_and_harder_settings_lie_on_top():

@@ -12,7 +12,6 @@ import pytest
 
 from prmkit.cli import main
 from prmkit.errors import DataError
-from prmkit.loop.plan import ITERATION_STAGES
 from prmkit.loop.status import read_status
 
 CONFIG = {"pair": "toy", "iterations": 2, "seed": 0, "start": None, "alias": "best"}
