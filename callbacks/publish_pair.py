@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -19,8 +18,7 @@ from prmkit.models import resolve_folder
 from registry import Card, Manifest, Publication, Registry, read_metrics, record_recipe
 from registry.errors import GateRefusedError
 from registry.hub import write_hub_layout
-from registry.publish import model_files
-from registry.transfer import hash_file
+from registry.publish import content_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,7 +109,7 @@ class PublishPair(Callback):
                 recipe=record_recipe([("prm", "fit", "--config", config.name)] if known else []),
                 card=self.card,
                 attachments={config.name: config} if known else {},
-                key=f"fit {_digest(policy, prm)}",
+                key=content_key(policy, prm),
             )
             manifest = store.publish(publication)
             logger.info("published %s in %s", manifest.ref, store.storage.url)
@@ -166,15 +164,6 @@ def _exported(module: LightningModule) -> Iterator[Path]:
         target = Path(folder) / "model"
         cast(_Exports, module).export_pretrained(target)
         yield target
-
-
-def _digest(*folders: Path) -> str:
-    """Of names and contents of the models' files."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for name, path in model_files(folder).items():
-            digest.update(f"{name}\0{hash_file(path)}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def _card(fields: dict[str, Any]) -> Card:

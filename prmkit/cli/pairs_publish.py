@@ -28,6 +28,9 @@ def add_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--alias", help="name the version; `best` asks the gate first")
     command.add_argument("--force", action="store_true", help="overrule the gate for --alias best")
     command.add_argument("--key", help="the publication's own name: publishing again under it changes nothing")
+    command.add_argument(
+        "--once", action="store_true", help="publish nothing when these very models are a version already"
+    )
     command.add_argument("--tokens", type=int, help="longest question with its solution, for the compatibility check")
     command.add_argument("--allow-incompatible", action="store_true", help="publish a PRM that cannot score the policy")
     command.add_argument("--report", type=Path, metavar="FILE", help="write the manifest to a file too")
@@ -55,7 +58,10 @@ def _publish(arguments: argparse.Namespace) -> None:
     from prmkit.cli.pairs_text import TransferProgress
     from prmkit.io import write_atomic
     from registry import Publication, Registry, read_metrics, record_recipe
+    from registry.publish import content_key
 
+    if arguments.once and arguments.key is not None:
+        raise ConfigError("--key", arguments.key, "no key together with --once")
     publication = Publication(
         pair=arguments.pair,
         policy=arguments.policy,
@@ -66,7 +72,7 @@ def _publish(arguments: argparse.Namespace) -> None:
         card=_card(arguments),
         attachments=_attachments(arguments.attach),
         gate=_gate(arguments.gate),
-        key=arguments.key,
+        key=content_key(arguments.policy, arguments.prm) if arguments.once else arguments.key,
         tokens=arguments.tokens,
         allow_incompatible=arguments.allow_incompatible,
     )
