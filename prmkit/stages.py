@@ -31,6 +31,7 @@ __all__ = ["Stage", "StageResult", "StageRunner"]
 COMPLETE_FILE = ".complete.json"
 RECORD_FILE = ".stage.json"
 TAIL_LINES = 15
+LOCK_ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,16 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def key(self) -> str:
-        """Digest of arguments, settings and contents of inputs. Raises DataError for an input that is not there."""
-        contents = {str(path): _digest(path) for path in self.inputs}
-        text = json.dumps([self.name, self.argv[1:], self.settings, contents], sort_keys=True)
+    def key(self, root: Path | None = None) -> str:
+        """Digest of arguments, settings and contents of inputs.
+
+        Paths below `root`, the run's folder, count relative to it, so that a run can be moved or copied and goes on.
+        Raises DataError for an input that is not there.
+        """
+        place = "" if root is None else f"{root}{os.sep}"
+        shown = (lambda text: text.replace(place, "")) if place else str
+        contents = {shown(str(path)): _digest(path) for path in self.inputs}
+        text = json.dumps([self.name, [*map(shown, self.argv[1:])], self.settings, contents], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -124,7 +131,7 @@ class StageRunner:
         path = self.directory / ".lock"
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except BlockingIOError:
             holder = os.read(handle, 64).decode(errors="replace").strip() or "unknown"
             os.close(handle)
@@ -170,7 +177,7 @@ class StageRunner:
         results: dict[str, StageResult] = {}
         attempts: list[_Attempt] = []
         for stage in stages:
-            record = self._record(stage, stage.key())
+            record = self._record(stage, stage.key(self.directory))
             if self._is_complete(stage):
                 self._say(f"{stage.name}: complete, skipped")
                 results[stage.name] = StageResult(stage.name, "skipped", record.seconds, record.attempts)
@@ -280,6 +287,16 @@ class _Attempt:
             },
         )
         return StageResult(self.stage.name, "ran", seconds, self._attempts)
+
+
+def _lock(handle: int) -> None:
+    """Lock a file, or raise BlockingIOError. Somebody who only looks whether it is locked holds it for an instant."""
+    for _ in range(LOCK_ATTEMPTS - 1):
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+    return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _drop(line: str) -> None:

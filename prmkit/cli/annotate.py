@@ -23,6 +23,7 @@ from prmkit.cli.options import (
     peek,
     wants_help,
 )
+from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError, DataError
 from prmkit.types import Problem, SamplingParams, Task, Usage, VerifiableTask
@@ -154,12 +155,14 @@ def run(argv: list[str]) -> int:
 
         return run_judge_command(argv)
     arguments, _ = expand_configs(expand_servers(argv))
+    if not wants_help(argv):
+        arguments = with_pair(arguments, {"policy": "--policy"}, "--policy_name")
     method = peek(arguments, "method", AnnotateConfig.method)
     parse = parser(method)
     if wants_help(argv):
         methods = "\n".join(f"  {name:15}{entry.summary}" for name, entry in METHODS.items())
         print(
-            f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{SERVER_FLAGS}\n{EXAMPLES.format(methods=methods)}"
+            f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{SERVER_FLAGS}{PAIR_HELP}\n{EXAMPLES.format(methods=methods)}"
         )
         return 0
     with user_errors("prm annotate", parse):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from prmkit.cli.pair_option import with_pair_for_fit
 from prmkit.cli.parsing import expand_configs
 
 __all__ = ["fit", "predict", "test", "validate"]
@@ -39,6 +40,8 @@ arguments:
                           then among the shipped configs ({configs})
   --KEY VALUE             overrides one key: --model.init_args.optimizer.lr 1e-4, or short --model.optimizer.lr 1e-4;
                           an item of a list by its number: --trainer.callbacks.0.init_args.save_top_k 2
+  --pair NAME@VERSION     go on from a version of the registry (--registry URL): a PRM from its PRM, a policy from its
+                          policy, with its PRM where rollouts get process rewards
   --ckpt_path PATH|last   a checkpoint; `last` is the newest complete one in the run's checkpoint folder{last}
   --print_config          print the merged config with every default, and stop
   --model.help CLASS      the settings of a class; likewise --data.help CLASS
@@ -94,7 +97,8 @@ def _run(command: str, argv: Sequence[str]) -> int:
         print(_help(command))
         return 0
     arguments = ["--help" if argument == "--help-all" else argument for argument in argv]
-    arguments, _ = expand_configs(arguments)
+    arguments, files = expand_configs(arguments)
+    arguments = with_pair_for_fit(arguments, files)
     from prmkit.cli.trainer_cli import PrmCLI, run_trainer
 
     return run_trainer(PrmCLI(command, arguments))

@@ -25,6 +25,7 @@ from prmkit.cli.options import (
     peek,
     wants_help,
 )
+from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.progress import ProgressLine
 from prmkit.errors import ConfigError, StepFormatError
@@ -62,6 +63,7 @@ examples:
              --budgets 500,2000,8000 --budget_unit tokens --tokens_per_sample 40
   prm search --policy P --prm M --output runs/served --endpoint http://a:8000 --prm_endpoint http://b:8000
   prm search --policy P --prm M1 --prm M2 --pessimism min --output runs/careful              two PRMs, the lower score
+  prm search --config configs/search/accumulator.yaml --pair accumulator@best --output runs/best
   prm search --policy P --task gsm8k --data gsm8k/test.jsonl --n 8 --output runs/majority        no PRM: votes only
 
 Best-of-N alone and without budgets draws N samples a problem and tells every smaller N from the same samples. Otherwise
@@ -272,12 +274,14 @@ def parser(names: Sequence[str] | None = None) -> Any:
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     arguments, _ = expand_configs(expand_servers(_gathered([_underscored(argument) for argument in argv])))
+    if not wants_help(argv):
+        arguments = with_pair(arguments, {"policy": "--policy", "prm": "--prm"})
     names = method_list(peek(arguments, "method", PLAIN))
     parse = parser(names)
     if wants_help(argv):
         methods = "\n".join(f"  {name:17}{entry.summary}" for name, entry in METHODS.items())
         print(
-            f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{SERVER_FLAGS}{PRM_FLAGS}\n{EXAMPLES.format(methods=methods)}"
+            f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{SERVER_FLAGS}{PRM_FLAGS}{PAIR_HELP}\n{EXAMPLES.format(methods=methods)}"
         )
         return 0
     with user_errors("prm search", parse):
