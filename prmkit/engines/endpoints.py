@@ -100,11 +100,13 @@ class EndpointPool:
         if endpoint.alive and endpoint.failures >= self._dead_after:
             self.take_out(endpoint, reason)
 
-    def take_out(self, endpoint: Endpoint, reason: str) -> None:
-        """Send it nothing until `bring_back`."""
+    def take_out(self, endpoint: Endpoint, reason: str, announce: bool = True) -> None:
+        """Send it nothing until `bring_back`; `announce` warns of it."""
         endpoint.alive, endpoint.reason = False, reason
         left = sum(other.alive for other in self.endpoints)
-        logger.warning("%s is taken out (%d of %d endpoints left): %s", endpoint.url, left, len(self.endpoints), reason)
+        if announce:
+            of_all = f"{left} of {len(self.endpoints)} endpoints left"
+            logger.warning("%s is taken out (%s): %s", endpoint.url, of_all, reason)
         if not left:
             self._lost_at = time.monotonic()
         self._on_death(endpoint)
