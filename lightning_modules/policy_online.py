@@ -38,6 +38,7 @@ class OnlinePolicy(PolicyModule):
         objective: terms of the policy's loss.
         reference: the reference policy; None is the source, or with adapters the policy without them.
         implicit: the implicit PRM, for `data.rewards.implicit`; None for none.
+        share_prefixes: see `score_policy`.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class OnlinePolicy(PolicyModule):
         objective: PolicyObjective,
         reference: ModelSource | None,
         implicit: ImplicitPRMConfig | None,
+        share_prefixes: bool,
         chunk_logits: int,
     ) -> None:
         super().__init__(source, step_format, optimizer, chunk_logits)
         self.objective, self.temperature = objective, objective.temperature
-        self.reference = Reference(source, reference)
+        self.share_prefixes = share_prefixes
+        self.reference = Reference(source, reference, share_prefixes)
         self.reference.wanted = objective.kl.used
         self.kl_weight = objective.kl.weight
         self.implicit_config, self._beta = implicit, 0.0
@@ -60,10 +63,15 @@ class OnlinePolicy(PolicyModule):
         self.evaluation = PolicyEvaluation()
 
     def build_beside(self) -> None:
+        attention = getattr(self.model.config, "_attn_implementation", None)
+        if self.share_prefixes and attention not in ("sdpa", "eager"):
+            raise ConfigError("model.share_prefixes", True, "false with attention other than sdpa and eager")
         self.reference.build(self.model, self.tokenizer)
         if self._beta > 0.0:
             assert self.implicit_config is not None
-            self.implicit = ImplicitPRM(self.implicit_config, self.source, self.model, self.tokenizer, self._beta)
+            self.implicit = ImplicitPRM(
+                self.implicit_config, self.source, self.model, self.tokenizer, self._beta, self.share_prefixes
+            )
 
     # -- asked by the data module (`Learner`) -------------------------------------------------------------------------
 
@@ -91,11 +99,15 @@ class OnlinePolicy(PolicyModule):
             return {}
         return {"reference_logprobs": self.reference_logprobs(input_ids, mask)}
 
+    def score(self, input_ids: Tensor, mask: Tensor) -> PolicyScores:
+        """The policy's log-probabilities; see `score_policy`."""
+        return score_policy(self.model, input_ids, mask, self.temperature, self.chunk_logits, self.share_prefixes)
+
     # -- training -----------------------------------------------------------------------------------------------------
 
     def forward_policy(self, batch: Any) -> tuple[PolicyScores, PolicyStep]:
         """The policy on a PolicyBatch, and its loss."""
-        scores = score_policy(self.model, batch.input_ids, batch.action_mask, self.temperature, self.chunk_logits)
+        scores = self.score(batch.input_ids, batch.action_mask)
         return scores, policy_step(scores, batch, self.objective, self.kl_weight)
 
     def share_of_implicit(self, batch: Any) -> tuple[Tensor | float, dict[str, MetricSum]]:
