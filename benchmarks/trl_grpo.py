@@ -108,7 +108,7 @@ def main() -> None:
         arguments.model, outcome, args=config, train_dataset=Dataset.from_list(rows), callbacks=[clock]
     )
     clock.trainer.train()
-    arguments.output.write_text(json.dumps(clock.lines))
+    arguments.output.write_text("".join(json.dumps(line) + "\n" for line in clock.lines))
 
 
 if __name__ == "__main__":
