@@ -62,7 +62,7 @@ class GRPO(OnlinePolicy):
         share_prefixes: compute once what solutions of a prompt in a micro-batch have in common, in training and
             scoring: the same gradients for a fraction of the work where solutions are short or much alike. A tree of
             solutions attends to itself by a dense mask, so long ones are better off without. Attention "sdpa" or
-            "eager" only.
+            "eager" only, and no sharded parameters (FSDP, ZeRO-3).
         chunk_logits: logits held at once in the loss.
 
     Attributes:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from lightning_modules.optimizers import OptimizerConfig, build_optimizer
@@ -63,15 +64,24 @@ class OnlinePolicy(PolicyModule):
         self.evaluation = PolicyEvaluation()
 
     def build_beside(self) -> None:
-        attention = getattr(self.model.config, "_attn_implementation", None)
-        if self.share_prefixes and attention not in ("sdpa", "eager"):
-            raise ConfigError("model.share_prefixes", True, "false with attention other than sdpa and eager")
+        if self.share_prefixes:
+            self._check_sharing()
         self.reference.build(self.model, self.tokenizer)
         if self._beta > 0.0:
             assert self.implicit_config is not None
             self.implicit = ImplicitPRM(
                 self.implicit_config, self.source, self.model, self.tokenizer, self._beta, self.share_prefixes
             )
+
+    def _check_sharing(self) -> None:
+        if getattr(self.model.config, "_attn_implementation", None) not in ("sdpa", "eager"):
+            raise ConfigError("model.share_prefixes", True, "false with attention other than sdpa and eager")
+        strategy = None if self._trainer is None else self._trainer.strategy
+        if isinstance(strategy, FSDPStrategy) or getattr(strategy, "zero_stage_3", False):
+            raise ConfigError(
+                "model.share_prefixes", True, "false where parameters are sharded",
+                "Ranks would gather them for different numbers of passes.",
+            )  # fmt: skip
 
     # -- asked by the data module (`Learner`) -------------------------------------------------------------------------
 
