@@ -4,7 +4,7 @@
 
 Every pair is the folder of a `prm demo` run, and its place in the list the seed of its experiments. An experiment is
 `prm fit` on a shipped config with a few settings changed (EXPERIMENTS), in a process of its own; the policy that it
-leaves is then examined: pass@1 of 4 samples at temperature 1 for 300 problems each of the splits validation and hard,
+leaves is then examined: pass@1 of 2 samples at temperature 1 for 300 problems each of the splits validation and hard,
 which nothing was trained on (standard error at most .02). Experiments that are done are not repeated: the benchmark may
 be interrupted. With --trl, TRL's GRPOTrainer does the updates of `grpo` in an environment of its own (trl_grpo.py).
 
