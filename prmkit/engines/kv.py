@@ -72,7 +72,11 @@ class Slots:
         own = offsets + positions.view(batch, -1, 1) * column  # [B, Q, K]
         pairs = torch.arange(parts, device=kv.device).view(parts, 1) * part + own.flatten()
         self._index = pairs.flatten()  # [2*B*Q*K]
-        size = 1 + sum((count - 1) * stride for count, stride in zip(kv.shape[1:-1], kv.stride()[1:-1], strict=True)) // width
+        size = (
+            1
+            + sum((count - 1) * stride for count, stride in zip(kv.shape[1:-1], kv.stride()[1:-1], strict=True))
+            // width
+        )
         self._rows = [
             kv.as_strided((size, width), (width, 1), kv.storage_offset() + number * kv.stride(0))
             for number in range(len(kv))
