@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prmkit.engines.attention import Attention, BlockAttention, ColumnAttention
-from prmkit.engines.kv import KVSpec, Slots, round_up
+from prmkit.engines.kv import KVSpec, round_up
 
 __all__ = ["FUSED_ARCHITECTURES", "FusedDecoder", "can_fuse"]
 
@@ -166,22 +166,22 @@ class FusedDecoder:
         batch, width = ids.shape
         spec, groups = self.spec, self._groups
         kv = kv[..., : round_up(longest + width, spec.column_step), :]
-        positions = start
+        positions, rows = start, torch.arange(batch, device=ids.device)
         if width > 1:
             positions = (start[:, None] + torch.arange(width, device=ids.device)).flatten()
-        slots = Slots(kv, positions)
+            rows = rows.repeat_interleave(width)
         turns = self._turns_at(positions, longest + width)
         attention: Attention = BlockAttention(positions, kv)
         if self.columnwise:
             attention = ColumnAttention(positions, kv, longest, spec.column_step, self._bias_for(kv.shape[4]))
         x = functional.embedding(ids.flatten(), self._embedding)
-        for number, layer in enumerate(self._layers):
+        for number, (layer, cache) in enumerate(zip(self._layers, kv.unbind(), strict=True)):
             qkv = torch.addmm(layer.qkv_bias, self._normalised(x), layer.qkv)
             if layer.head_norm is not None:
                 qkv = self._normalise_heads(qkv, layer.head_norm)
             turned = (qkv.float().view(torch.complex64) * turns).view(torch.float)
             heads = turned.to(spec.dtype).view(-1, groups + 2, spec.heads, spec.head_dim)
-            slots.write(number, heads[:, groups:])
+            cache[:, rows, :, positions] = heads[:, groups:]
             if number == spec.layers - 1 and not want_hidden:
                 return None
             x = torch.addmm(x, attention(number, heads[:, :groups]), layer.out)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["KVSpec", "Scratch", "Slots", "round_up"]
+__all__ = ["KVSpec", "Scratch", "round_up"]
 
 
 def round_up(size: int, step: int = 32) -> int:
@@ -53,40 +53,6 @@ class KVSpec:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
 
-class Slots:
-    """Where the new tokens of one forward go in a buffer, the same places in every layer.
-
-    The buffer is seen as rows of D numbers, which are copied whole and in the order in which they lie in memory:
-    advanced indexing over several dimensions does the same number by number.
-
-    Args:
-        kv: [L, 2, B, K, T, D], contiguous but for columns that are cut off (of a wider T).
-        positions: [B*Q] column of every new token, row by row.
-    """
-
-    def __init__(self, kv: Tensor, positions: Tensor) -> None:
-        _, parts, batch, heads, _, width = kv.shape
-        self._layer, part, row, head, column, _ = (stride // width for stride in kv.stride())
-        places = torch.arange(batch * heads, device=kv.device).view(batch, 1, heads)
-        offsets = places // heads * row + places % heads * head  # [B, 1, K]
-        own = offsets + positions.view(batch, -1, 1) * column  # [B, Q, K]
-        pairs = torch.arange(parts, device=kv.device).view(parts, 1) * part + own.flatten()
-        self._index = pairs.flatten()  # [2*B*Q*K]
-        size = (
-            1
-            + sum((count - 1) * stride for count, stride in zip(kv.shape[1:-1], kv.stride()[1:-1], strict=True))
-            // width
-        )
-        self._rows = [
-            kv.as_strided((size, width), (width, 1), kv.storage_offset() + number * kv.stride(0))
-            for number in range(len(kv))
-        ]
-
-    def write(self, layer: int, values: Tensor) -> None:
-        """Keys and values [B*Q, 2, K, D] of one layer."""
-        self._rows[layer].index_copy_(0, self._index, values.transpose(0, 1).reshape(-1, values.shape[-1]))
-
-
 class Scratch:
     """A buffer that is used again and again under changing shapes."""
 
@@ -100,5 +66,6 @@ class Scratch:
         shape = (spec.layers, 2, rows, spec.heads, columns, spec.head_dim)
         size = spec.layers * 2 * rows * spec.heads * columns * spec.head_dim
         if self._flat.numel() < size:
-            self._flat = torch.zeros(size, dtype=spec.dtype, device=spec.device)
+            ahead = max(size, self._flat.numel() * 3 // 2)  # zeroing what grows bit by bit costs more than its use
+            self._flat = torch.zeros(ahead, dtype=spec.dtype, device=spec.device)
         return self._flat[:size].view(shape)
