@@ -1,9 +1,10 @@
 """A resumed fit goes on from the very moment at which its checkpoint was written.
 
-Lightning's loops restart correctly from a checkpoint written in the middle of an epoch. Written behind the last batch of
-an epoch, or when the epoch ends, their counters are one off afterwards: validation, the hooks of the epoch's end, or
-those of the next epoch's start are left out, and a second resume may train an epoch too many. This callback puts the
-counters of a checkpoint into the one form that the loops take up exactly, wherever it was written:
+Lightning's loops restart correctly from a checkpoint written in the middle of an epoch. From one written behind an
+epoch's last batch, or when the epoch ends, they go on with counters that are one off: validation, the hooks of the
+epoch's end or those of the next one's start are left out, and after a second resume an epoch too many may be trained.
+This callback puts the counters of a checkpoint into the one form that the loops take up exactly, wherever it was
+written:
 
 - behind a batch: validation follows if it is due, the epoch's end if it was the last batch, else the next batch;
 - in or behind a validation: what the validation's end left to do;
