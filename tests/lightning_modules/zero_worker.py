@@ -31,7 +31,7 @@ from lightning_modules.sft import SFT
 from prmkit.advantages import GroupConfig
 from prmkit.models import LoraSpec, ModelSource
 from prmkit.models.sharding import whole_state_dict
-from prmkit.rewards import OutcomeConfig, RewardsConfig
+from prmkit.rewards import LengthConfig, OutcomeConfig, RewardsConfig
 
 CONFIG = {
     "model_type": "qwen2",
@@ -102,7 +102,7 @@ def data(job: Job) -> Any:
         PromptConfig("accumulator", split="validation", count=4),
         IterationConfig(prompts=8, updates=2),
         max_tokens=16,
-        rewards=RewardsConfig(OutcomeConfig()),
+        rewards=RewardsConfig(OutcomeConfig(), length=LengthConfig(16, 12)),
         evaluation=EvaluationConfig(),
     )
 
