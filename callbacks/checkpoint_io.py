@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from prmkit.checkpoints import newest_checkpoint, remove_checkpoint, remove_leftovers, sharded_state, sync
+from prmkit.checkpoints import newest_checkpoint, remove_checkpoint, remove_leftovers, sync
+from prmkit.checkpoints.sharded import sharded_state
 from prmkit.errors import PrmkitError
 
 __all__ = ["AtomicCheckpointIO", "newest_checkpoint"]

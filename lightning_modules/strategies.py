@@ -43,14 +43,13 @@ from prmkit.checkpoints import (
     SHARD_FOLDER,
     TRAINER_FILE,
     ShardedCheckpoint,
-    check_pickles,
     publish_folder,
     read_sharded,
     remove_leftovers,
     sync,
     temporary_name,
-    trainer_state,
 )
+from prmkit.checkpoints.sharded import check_pickles, trainer_state
 from prmkit.errors import ConfigError, MissingDependencyError, PrmkitError
 from prmkit.models.sharding import whole_module
 

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prmkit.checkpoints.complete import TRAINER_FILE, read_sharded
+from prmkit.checkpoints.complete import SHARD_FOLDER, TRAINER_FILE, read_sharded
 from prmkit.errors import MissingDependencyError, PrmkitError
 
-__all__ = ["SHARD_FOLDER", "check_pickles", "sharded_state", "sharded_weights", "trainer_state"]
+__all__ = ["check_pickles", "sharded_state", "sharded_weights", "trainer_state"]
 
-SHARD_FOLDER = "shards"
 _HARMLESS = frozenset(
     {
         "deepspeed.runtime.fp16.loss_scaler.LossScaler",

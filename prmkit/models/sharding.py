@@ -17,8 +17,12 @@ __all__ = ["is_sharded", "whole", "whole_module", "whole_state_dict", "whole_ten
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether this process holds only a part of a module's weights."""
-    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+    """Whether this process holds only a part of a module's weights at present; the same on every process."""
+    return any(_divided(parameter) for parameter in module.parameters())
+
+
+def _divided(tensor: Tensor) -> bool:
+    return hasattr(tensor, "ds_id") and tensor.ds_status.name != "AVAILABLE"
 
 
 def writes(module: nn.Module) -> bool:
@@ -29,7 +33,7 @@ def writes(module: nn.Module) -> bool:
 @contextmanager
 def whole(parameters: Iterable[Tensor]) -> Iterator[None]:
     """Inside the block the parameters are whole on every process, to be read. Collective."""
-    divided = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    divided = [parameter for parameter in parameters if _divided(parameter)]
     if not divided:
         yield
         return
@@ -84,7 +88,8 @@ def whole_module(module: nn.Module, engine: Any) -> Iterator[None]:
             hook.remove()
         offload.forward_hooks, offload.backward_hooks = [], []
         for parameter in module.parameters():
-            parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
+            if hasattr(parameter, "ds_active_sub_modules"):
+                parameter.ds_active_sub_modules.clear()
         try:
             yield
         finally:
