@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import math
 import os
+import random
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ class VLLMEngine:
         self._worker.check(request)
         return await self._driver.submit(request)
 
-    # -- weights ------------------------------------------------------------------------------------------------------
+    # -- weights --
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> SyncReport:
         """Take new weights, and forget all keys and values.
@@ -143,7 +144,7 @@ class VLLMEngine:
         self._llm.llm_engine.set_weight_version(str(version))
         self._worker.weight_version = version
 
-    # -- memory shared with a trainer -----------------------------------------------------------------------------------
+    # -- memory shared with a trainer --
 
     def sleep(self, level: int = 1) -> None:
         """Give the GPU's memory back: weights go to the CPU (level 1) or are dropped (level 2), keys and values are
@@ -168,7 +169,7 @@ class VLLMEngine:
             self._llm.wake_up()
             self._asleep = False
 
-    # -- end ----------------------------------------------------------------------------------------------------------
+    # -- end --
 
     def close(self) -> None:
         """Free what vLLM holds. Nothing may be asked afterwards."""
@@ -197,8 +198,9 @@ def open_llm(model: str | Path, tokenizer: str | Path | None, options: VLLMOptio
         ConfigError: vLLM refuses an option.
     """
     require_vllm()
-    # vLLM reads these when it starts its core; one in this process needs no copy of the weights elsewhere.
-    with _environment({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **options.environment}):
+    # vLLM reads these when it starts its core; one in this process needs no copy of the weights elsewhere. It seeds
+    # the process's random generators, which are the trainer's.
+    with _environment({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **options.environment}), _random_state_kept():
         import vllm
 
         arguments = {**engine_arguments(options, model, tokenizer, _TRANSFER_MODULE), **more}
@@ -227,6 +229,21 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """The random generators of Python, numpy and torch are afterwards as they were."""
+    import numpy as np
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _shown(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,7 +296,7 @@ class _Worker:
         if request.params.temperature > HOTTEST:
             raise ConfigError("sampling.temperature", request.params.temperature, f"at most {HOTTEST} with vLLM")
 
-    # -- called by the driver -----------------------------------------------------------------------------------------
+    # -- called by the driver --
 
     def is_full(self, jobs: list[Job[GenerationRequest, list[Completion]]]) -> bool:
         """See `Worker.is_full`."""
@@ -317,7 +334,7 @@ class _Worker:
 
         name = f"prmkit-{next(self._numbers)}"
         request = job.payload
-        prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
+        (prompt,) = self._engine.renderer.render_cmpl([TokensPrompt(prompt_token_ids=list(request.prompt_ids))])
         self._engine.add_request(name, prompt, self._params(request))
         self._jobs[name] = job
 

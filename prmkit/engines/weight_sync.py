@@ -167,8 +167,8 @@ def send_weights(
             channel.finish(version)
         except Exception as error:
             raise EngineLostError(
-                f"weight update {version} failed after {tensors} tensors ({type(error).__name__}: {error}). vLLM may hold parts of two "
-                f"policies and must not be asked again: start it anew, and send all weights."
+                f"weight update {version} failed after {tensors} tensors ({type(error).__name__}: {error}). vLLM may "
+                f"hold parts of two policies and must not be asked again: start it anew, and send all weights."
             ) from error
     return SyncReport(tensors, size, files, time.perf_counter() - begin)
 
@@ -193,7 +193,7 @@ def transfer_root() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-# -- the trainer's side -----------------------------------------------------------------------------------------------
+# -- the trainer's side --
 
 
 def iter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
