@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent, and the search for the newest one.
+"""Checkpoints of one file that are complete or absent. Folders of shards are written by the strategy that has shards.
 
 Lightning's own writer puts a local checkpoint into the system's temporary folder and moves it: across file systems the
 move is a copy, so that a kill leaves half a file under the final name, and nothing is flushed to the disk. Here the
@@ -10,20 +10,17 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
-import warnings
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from prmkit.checkpoints import newest_checkpoint, remove_checkpoint, remove_leftovers, sharded_state, sync
 from prmkit.errors import PrmkitError
 
 __all__ = ["AtomicCheckpointIO", "newest_checkpoint"]
-
-_REQUIRED = ("state_dict", "global_step")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -44,7 +41,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers(target.parent)
+        if target.parent not in self._cleaned:  # one process writes into a folder at a time
+            remove_leftovers(target.parent)
+            self._cleaned.add(target.parent)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
         temporary = Path(name)
         try:
@@ -59,15 +58,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(target.parent)
+        sync(target.parent)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint; only tensors and plain values unless `weights_only=False` is asked for.
 
+        A folder of shards is read as weights put together and the trainer's state, without that of the optimiser.
+
         Raises PrmkitError for a file that is missing, incomplete, or holds anything else.
         """
+        if Path(path).is_dir():
+            return sharded_state(path, weights_only is not False)
         try:
             loaded: dict[str, Any] = super().load_checkpoint(
                 path,
@@ -85,55 +88,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise PrmkitError(f"--ckpt_path {path}: not a complete checkpoint ({_first_line(error)})") from error
         return loaded
 
-    def _remove_leftovers(self, folder: Path) -> None:
-        """Remove temporary files of writers that were killed; one process writes into a folder at a time."""
-        if folder not in self._cleaned:
-            for leftover in folder.glob(".*.ckpt.*.tmp"):
-                leftover.unlink(missing_ok=True)
-            self._cleaned.add(folder)
-
-
-def newest_checkpoint(folders: Iterable[str | os.PathLike[str]]) -> Path | None:
-    """The checkpoint (`*.ckpt`) written last in these folders that is complete; None when there is none.
-
-    Written last by modification time, by steps taken where times are equal. A file that cannot be read whole is
-    skipped with a warning that names it.
-    """
-    files = {file for folder in folders for file in Path(folder).glob("*.ckpt") if file.is_file()}
-    complete: list[tuple[int, int, Path]] = []
-    for file in sorted(files, key=lambda f: f.stat().st_mtime_ns, reverse=True):
-        written = file.stat().st_mtime_ns
-        if complete and complete[0][0] > written:
-            break
-        step = _global_step(file)
-        if step is None:
-            warnings.warn(f"{file}: not a complete checkpoint; skipped", stacklevel=2)
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Remove a checkpoint, file or folder; it is never seen half removed."""
+        if "://" in str(path):
+            super().remove_checkpoint(path)
         else:
-            complete.append((written, step, file))
-    return max(complete)[2] if complete else None
-
-
-def _global_step(file: Path) -> int | None:
-    """Steps taken by the run when it wrote this checkpoint; None when the file is not one, or not whole."""
-    if not zipfile.is_zipfile(file):  # a torch file's index stands at its end
-        return None
-    try:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
-        return None
-    if not isinstance(content, dict) or any(key not in content for key in _REQUIRED):
-        return None
-    return int(content["global_step"])
+            remove_checkpoint(path)
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder, so that a rename in it outlives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,6 +8,7 @@ from typing import Protocol, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from prmkit.errors import ConfigError
+from prmkit.models import is_sharded
 
 __all__ = ["ExportPretrained"]
 
@@ -17,7 +18,8 @@ class _Exports(Protocol):
 
 
 class ExportPretrained(Callback):
-    """Writes the model's folder when a fit ends, whole or not at all; rank 0 writes, the others wait.
+    """Writes the model's folder when a fit ends, whole or not at all; rank 0 writes, the others wait (and
+    hand in their parts of weights that are divided, one parameter after another).
 
     The folder holds weights (adapters folded in), configuration, tokenizer and step format. A fit that is stopped by an
     error leaves the folder of before.
@@ -49,6 +51,6 @@ class ExportPretrained(Callback):
         self._export(trainer, pl_module)
 
     def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or is_sharded(pl_module):  # divided weights are put together by all
             cast(_Exports, pl_module).export_pretrained(self.dirpath, self.weight_version)
         trainer.strategy.barrier("export_pretrained")

@@ -7,6 +7,7 @@ middle of an iteration goes on exactly. All randomness is derived from (seed, nu
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from datamodules.experience_loader import Collected, EvaluationLoader, ExperienceLoader, Schedule, check_same
-from datamodules.experience_records import Sums
+from datamodules.experience_records import EvalBatch, Sums
 from datamodules.experience_rollouts import (
     EngineOptions,
     Learner,
@@ -120,6 +121,8 @@ class ExperienceDataModule(LightningDataModule):
                 raise ConfigError(f"data.{name}", value, "an integer of at least 1")
         if rewards.process is not None and prm is None:
             raise ConfigError("data.prm", None, "a PRM, for data.rewards.process")
+        if rewards.implicit is not None and rewards.outcome is None:
+            raise ConfigError("data.rewards.outcome", None, "a part, of weight 0 at least: it trains the implicit PRM")
         self._prompts, self._validation, self._iteration = prompts, validation, iteration
         self._evaluation, self._seed = evaluation, seed
         self._options = WorkerOptions(0, True, max_tokens, rewards, prm, dynamic_sampling, engine, scoring_tokens, seed)
@@ -144,8 +147,11 @@ class ExperienceDataModule(LightningDataModule):
             self._check_sizes()
             if self._options.prm is not None:
                 self._options.prm.checked_format(learner.bound_format)
-            if self._options.rewards.kl is not None:
+            rewards = self._options.rewards
+            if rewards.kl is not None or rewards.implicit is not None:
                 learner.require_reference()
+            if rewards.implicit is not None:
+                learner.require_implicit(rewards.implicit.beta)
             self._task, self._problems = open_prompts(self._prompts)
         elif self._validation is None:
             raise ConfigError("data.validation", None, f"problems, to {stage}")
@@ -167,14 +173,15 @@ class ExperienceDataModule(LightningDataModule):
         schedule = Schedule(rows, shape.updates, shape.passes, int(trainer.accumulate_grad_batches), self._seed)
 
         def collect(iteration: int) -> Collected:
-            experience, sums, self._position = worker.collect(stream, self._position, trainer.global_step)
+            with self._whole_weights():
+                experience, sums, self._position = worker.collect(stream, self._position, trainer.global_step)
             self.rollouts = worker.rollouts
             report = {f"rollout/{name}": value for name, value in _means(gather(sums)).items()}
             return Collected(experience, {**report, "rollout/iteration": float(iteration)})
 
         tokenizer = learner.bound_format.tokenizer
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._loader = ExperienceLoader(collect, learner.loss_count, schedule, int(pad_id))
+        self._loader = ExperienceLoader(collect, learner.loss_count, schedule, int(pad_id), learner.skips_silent)
         if self._restored is not None:
             self._restore(self._restored)
         return self._loader
@@ -270,9 +277,17 @@ class ExperienceDataModule(LightningDataModule):
         if not mine:
             raise DataError(f"data.validation: {len(self._examined)} problems for {self.trainer.world_size} processes")
         worker, config = self._open_worker(), self._evaluation
-        return EvaluationLoader(
-            lambda numbers: worker.evaluate(mine, numbers, config.samples, config.temperature), len(mine), config.rows
-        )
+
+        def evaluate(numbers: range) -> EvalBatch:
+            with self._whole_weights():
+                return worker.evaluate(mine, numbers, config.samples, config.temperature)
+
+        return EvaluationLoader(evaluate, len(mine), config.rows)
+
+    def _whole_weights(self) -> AbstractContextManager[None]:
+        """Where the strategy divides weights, every process holds all of them while it samples and scores."""
+        strategy: Any = self.trainer.strategy
+        return strategy.whole_weights() if hasattr(strategy, "whole_weights") else nullcontext()
 
 
 def _means(ranks: list[Sums]) -> dict[str, float]:

@@ -45,6 +45,8 @@ class Learner(Protocol):
         bound_format: its step format in its tokenizer's ids.
         group_size: solutions a prompt, at least 1.
         temperature: the policy is softmax(logits / temperature); solutions are sampled from it.
+        skips_silent: its gradient comes from advantages alone: rows without any need not be computed. Asked once the
+            models are built.
     """
 
     model: nn.Module
@@ -55,12 +57,23 @@ class Learner(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def skips_silent(self) -> bool: ...
+
     def require_reference(self) -> None:
         """Something needs log-probabilities of the reference policy; called before the models are built."""
         ...
 
+    def require_implicit(self, beta: float) -> None:
+        """The rewards hold those of an implicit PRM, of scale beta; called before the models are built."""
+        ...
+
     def reference_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
         """[B, T] log-probabilities under the reference where `written` is True, 0 elsewhere; no gradient."""
+        ...
+
+    def implicit_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
+        """The same under the implicit PRM as it is now."""
         ...
 
     def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
@@ -169,7 +182,7 @@ class RolloutWorker:
         self.longest_prompt = context - options.max_tokens
         separator = learner.bound_format.spec.policy.separator
         scorer = None if options.prm is None else self._scorer(options.prm)
-        self._judge = Judge(options.rewards, grader, scorer, separator, self._references)
+        self._judge = Judge(options.rewards, grader, scorer, separator, self._token_scores)
         right = RewardsConfig(OutcomeConfig(truncated="wrong"))
         self._examiner = Judge(right, grader, separator=separator)
         self._engine: RolloutEngine | None = None
@@ -201,7 +214,8 @@ class RolloutWorker:
         tokens = sum(len(rollout.token_ids) for group in drawn for rollout in group)
         sums["tokens_per_second"] = (tokens * world_size() / seconds, 1)
         sums["sampling_seconds"] = (seconds, 1)
-        experience = make_experience(self.rollouts, self._pad_id)
+        outcome = self._options.rewards.outcome
+        experience = make_experience(self.rollouts, self._pad_id, None if outcome is None else outcome.right)
         experience = experience.filled(self._scored(experience))
         filled, found = self._learner.advantages(experience)
         sums["scoring_seconds"] = (time.perf_counter() - start - seconds, 1)
@@ -300,16 +314,25 @@ class RolloutWorker:
         with torch.inference_mode():
             return asyncio.run(roll_out(prompts, engine, self._judge, size, sampling, seed))
 
-    def _references(self, rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:
-        """For the KL part of the reward."""
+    def _token_scores(self, rollouts: Sequence[Rollout]) -> dict[str, list[tuple[float, ...]]]:
+        """For the parts of the reward that fall on tokens; see `Judge`."""
+        rewards, learner = self._options.rewards, self._learner
+
+        def score(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+            reference = learner.reference_logprobs(ids, mask)
+            found = {} if rewards.kl is None else {"reference_logprobs": reference}
+            if rewards.implicit is not None:
+                found |= {"prm_logprobs": learner.implicit_logprobs(ids, mask), "prm_reference_logprobs": reference}
+            return found
+
         bare = make_experience(rollouts, self._pad_id)
         place = torch.arange(bare.input_ids.shape[1])
         starts = torch.tensor([len(rollout.prompt_ids) for rollout in rollouts])
         written = bare.attention_mask & (place >= starts[:, None])
-        found = self._over_rows(
-            bare, lambda ids, mask: {"logprobs": self._learner.reference_logprobs(ids, mask)}, written
-        )["logprobs"]
-        return [tuple(row[mask].tolist()) for row, mask in zip(found, written, strict=True)]
+        return {
+            name: [tuple(row[mask].tolist()) for row, mask in zip(values, written, strict=True)]
+            for name, values in self._over_rows(bare, score, written).items()
+        }
 
     def _scored(self, experience: Experience) -> dict[str, Tensor]:
         def score(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:

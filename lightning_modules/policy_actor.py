@@ -56,18 +56,39 @@ class KLPenalty:
     """Pull towards the reference policy, in the loss.
 
     Attributes:
-        weight: beta, at least 0; with 0 there is no reference model in memory.
+        weight: beta, at least 0; with 0 there is no reference model in memory. With a target it is the first beta.
         estimator: "k1", "k2", "k3" or "k3_k2" (`prmkit.losses.kl`); "k3" is GRPO's.
+        target: mean divergence a token, in nats, that beta is adapted to (`adapted`), above 0; None keeps beta.
+        gain: how fast, above 0.
     """
 
     weight: float = 0.0
     estimator: KLEstimator = "k3"
+    target: float | None = None
+    gain: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.weight >= 0.0:
             raise ConfigError("model.kl.weight", self.weight, "a number of at least 0")
         if self.estimator not in KL_ESTIMATORS:
             raise ConfigError("model.kl.estimator", self.estimator, " | ".join(KL_ESTIMATORS))
+        if self.target is not None and not (self.target > 0.0 and self.weight > 0.0):
+            raise ConfigError("model.kl.target", self.target, "a number above 0 with model.kl.weight above 0, or None")
+        if not self.gain > 0.0:
+            raise ConfigError("model.kl.gain", self.gain, "a number above 0")
+
+    @property
+    def used(self) -> bool:
+        """Is there a reference to be pulled to?"""
+        return self.weight > 0.0
+
+    def adapted(self, weight: float, divergence: float) -> float:
+        """The next beta after an optimiser step with a mean divergence (arXiv 1909.08593, section 2.2):
+
+        beta (1 + gain clip(divergence / target - 1, -0.2, 0.2)).
+        """
+        assert self.target is not None
+        return weight * (1.0 + self.gain * max(-0.2, min(0.2, divergence / self.target - 1.0)))
 
 
 @dataclass(frozen=True)
@@ -137,8 +158,15 @@ def score_policy(
     return PolicyScores(on_grid(found.logprobs, mask), on_grid(found.entropy, mask), states)
 
 
-def policy_step(scores: PolicyScores, batch: Any, objective: PolicyObjective) -> PolicyStep:
-    """Surrogate + beta KL - entropy bonus of a PolicyBatch, all weighed by the surrogate's reduction."""
+def policy_step(scores: PolicyScores, batch: Any, objective: PolicyObjective, kl_weight: float) -> PolicyStep:
+    """Surrogate + beta KL - entropy bonus of a PolicyBatch, all weighed by the surrogate's reduction.
+
+    Args:
+        scores: of the batch, with gradient.
+        batch: a PolicyBatch.
+        objective: terms of the loss.
+        kl_weight: beta as it is now.
+    """
     mask, config = batch.action_mask, objective.loss
     old = scores.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
     correction = importance_correction(old, batch.generator_logprobs, mask, objective.correction or CorrectionConfig())
@@ -167,9 +195,9 @@ def policy_step(scores: PolicyScores, batch: Any, objective: PolicyObjective) ->
     metrics.update({names.get(name, name): figure for name, figure in correction.metrics.items()})
     if batch.reference_logprobs is not None:
         metrics["kl"] = MetricSum.over(kl_terms(scores.logprobs.detach(), batch.reference_logprobs), mask)
-    if objective.kl.weight > 0.0:
+    if objective.kl.used:
         divergence = kl_loss(scores.logprobs, batch.reference_logprobs, mask, rows, objective.kl.estimator)
-        total = total + objective.kl.weight * divergence.loss_sum
+        total = total + kl_weight * divergence.loss_sum
     if objective.entropy_weight > 0.0:
         total = total + objective.entropy_weight * entropy_loss(scores.entropy, mask, rows).loss_sum
     return PolicyStep(LossOutput(total, surrogate.loss.count), metrics)

@@ -55,9 +55,14 @@ class PolicyModule(LightningModule):
     def configure_model(self) -> None:
         # Here and not in __init__: sharding strategies build the model under contexts of their own.
         if not hasattr(self, "model"):
-            self.model = build_policy(self.source, self.tokenizer)
-            checked_lm_head(self.model)
+            self.model = self.build_model()
             self.build_beside()
+
+    def build_model(self) -> PreTrainedModel:
+        """The policy as its source says, untrained."""
+        model = build_policy(self.source, self.tokenizer)
+        checked_lm_head(model)
+        return model
 
     def build_beside(self) -> None:
         """Build what a method needs beside its policy; called once, when the policy is there."""

@@ -83,7 +83,11 @@ class PRM(LightningModule):
     def configure_model(self) -> None:
         # Here and not in __init__: sharding strategies build the model under contexts of their own.
         if not hasattr(self, "model"):
-            self.model = build_prm(self.source, self.bound_format)
+            self.model = self.build_model()
+
+    def build_model(self) -> PRMModel:
+        """The PRM as its source says, untrained."""
+        return build_prm(self.source, self.bound_format)
 
     def training_step(self, batch: Any) -> Tensor:
         output = self._loss(self._logits(batch), batch)

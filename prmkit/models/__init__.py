@@ -4,6 +4,7 @@ from prmkit.models.folders import ModelCard, atomic_folder, read_card, resolve_f
 from prmkit.models.lora import LoraSpec, merged_state_dict
 from prmkit.models.policy import LoadedPolicy, build_policy, checked_lm_head, hidden_states, load_policy, save_policy
 from prmkit.models.prm import PRMModel, build_prm
+from prmkit.models.sharding import is_sharded, whole, whole_module, whole_state_dict, whole_tensors
 from prmkit.models.source import ModelSource, load_tokenizer, read_tokenizer
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "build_prm",
     "checked_lm_head",
     "hidden_states",
+    "is_sharded",
     "load_policy",
     "load_tokenizer",
     "merged_state_dict",
@@ -24,4 +26,8 @@ __all__ = [
     "read_tokenizer",
     "resolve_folder",
     "save_policy",
+    "whole",
+    "whole_module",
+    "whole_state_dict",
+    "whole_tensors",
 ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prmkit.errors import ConfigError
+from prmkit.models.sharding import whole, whole_state_dict
 
 __all__ = ["LoraSpec", "add_lora", "merged_state_dict"]
 
@@ -82,9 +83,10 @@ def add_lora(backbone: nn.Module, spec: LoraSpec, seed: int) -> None:
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """A model's weights with its adapters folded in, under the names they have without adapters.
 
-    The model is not changed. Without adapters this is `model.state_dict()`.
+    The model is not changed. Without adapters this is `model.state_dict()`. Where weights are divided among processes
+    it is collective, and process 0 gets them on the CPU, the others nothing.
     """
-    state: dict[str, Tensor] = dict(model.state_dict())
+    state = whole_state_dict(model)
     if "peft" not in sys.modules:  # who has adapters has imported it
         return state
     from peft.tuners.lora import LoraLayer
@@ -92,11 +94,12 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        for key in [key for key in state if key.startswith(f"{name}.")]:
-            tensor = state.pop(key)
-            head, _, tail = key.partition(".base_layer.")
-            if tail == "weight":
-                tensor = tensor + layer.get_delta_weight(_ADAPTER).to(tensor.dtype)  # type: ignore[operator]
-            if tail:
-                state[f"{head}.{tail}"] = tensor
+        with whole(p for key, p in layer.named_parameters() if not key.startswith("base_layer.")):
+            for key in [key for key in state if key.startswith(f"{name}.")]:
+                tensor = state.pop(key)
+                head, _, tail = key.partition(".base_layer.")
+                if tail == "weight":
+                    tensor = tensor + layer.get_delta_weight(_ADAPTER).to(tensor)  # type: ignore[operator]
+                if tail:
+                    state[f"{head}.{tail}"] = tensor
     return state

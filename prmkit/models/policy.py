@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from prmkit.errors import DataError, StepFormatError
 from prmkit.models.folders import ModelCard, atomic_folder, read_card, resolve_folder, write_card
 from prmkit.models.lora import add_lora, merged_state_dict
+from prmkit.models.sharding import writes
 from prmkit.models.source import (
     ModelSource,
     check_vocabulary,
@@ -67,11 +68,15 @@ def save_policy(
 ) -> None:
     """Write a policy as a folder that transformers and vLLM read, with its step format; whole or not at all.
 
-    Adapters are folded into the written weights; the model itself stays as it is. An existing folder is replaced.
+    Adapters are folded into the written weights; the model itself stays as it is. An existing folder is replaced. Where
+    weights are divided among processes it is collective: process 0 writes, and holds all weights on the CPU meanwhile.
     """
     spec = step_format.spec if isinstance(step_format, BoundStepFormat) else step_format
+    state = merged_state_dict(model)
+    if not writes(model):
+        return
     with atomic_folder(directory) as folder:
-        model.save_pretrained(folder, state_dict=merged_state_dict(model))
+        model.save_pretrained(folder, state_dict=state)
         write_tokenizer(tokenizer, folder)
         spec.save(folder)
         write_card(folder, ModelCard("policy", weight_version))

@@ -19,6 +19,7 @@ from prmkit.models.folders import ModelCard, atomic_folder, resolve_folder, tens
 from prmkit.models.heads import plan_head
 from prmkit.models.lora import merged_state_dict
 from prmkit.models.policy import checked_lm_head, hidden_states, prepare_training, read_model
+from prmkit.models.sharding import writes
 from prmkit.models.source import (
     ModelSource,
     check_vocabulary,
@@ -91,10 +92,13 @@ class PRMModel(nn.Module):
     def save_pretrained(self, directory: str | Path, weight_version: int = 0) -> None:
         """Write a folder that `from_pretrained`, transformers and vLLM read; whole or not at all.
 
-        Adapters are folded into the written weights; the model itself stays as it is.
+        Adapters are folded into the written weights; the model itself stays as it is. Collective, as `save_policy` is.
         """
+        state = merged_state_dict(self.model)
+        if not writes(self.model):
+            return
         with atomic_folder(directory) as folder:
-            self.model.save_pretrained(folder, state_dict=merged_state_dict(self.model))
+            self.model.save_pretrained(folder, state_dict=state)
             write_tokenizer(self.tokenizer, folder)
             self.format.spec.save(folder)
             write_card(folder, ModelCard("prm", weight_version))

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from prmkit.chunks import ChunkedOutput
-from prmkit.errors import ConfigError, DataError, PrmkitError
+from prmkit.errors import ConfigError, DataError, EngineLostError, PrmkitError
+from prmkit.scoring.ensemble import EnsembleScorer
 from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.result import SearchMethod
 from prmkit.search.rows import SearchRow, TraceRecord
@@ -116,15 +117,15 @@ async def solve(problem: Problem, searcher: Searcher, params: RunParams) -> Sear
         method=searcher.name,
         budget=searcher.budget,
     )
-    scorer = searcher.scorer
-    if isinstance(scorer, _HasFormat):
-        scorer = _OwnTokens(scorer)
+    scorer = None if searcher.scorer is None else _counting(searcher.scorer)
     try:
         greedy: list[Trace] = []
         if params.greedy is not None:
             greedy = await sample_traces(problem, searcher.engine, 1, params.greedy, 0, Budget())
         found = await searcher.method(problem, searcher.engine, scorer, budget=budget)
         graded = grade_traces(problem, [*found.traces, *greedy], searcher.grader, searcher.engine.format)
+    except EngineLostError:
+        raise
     except ISOLATED as error:
         return replace(row, usage=_counted(budget), error=f"{type(error).__name__}: {error}")
     return replace(
@@ -227,6 +228,13 @@ async def _in_chunks(
 
 def _counted(budget: Budget) -> Usage:
     return replace(budget.spent, seconds=0.0)
+
+
+def _counting(scorer: StepScorer) -> StepScorer:
+    """The scorer as one search pays for it."""
+    if isinstance(scorer, EnsembleScorer):
+        return scorer.wrapped(_counting)
+    return _OwnTokens(scorer) if isinstance(scorer, _HasFormat) else scorer
 
 
 @runtime_checkable

@@ -74,6 +74,7 @@ def fit(path: Path, kind: str = "grpo", stop: int | None = None, resume: bool = 
         accumulate_grad_batches=2,
         accelerator="cpu",
         callbacks=[Diary(path, stop)],
+        log_every_n_steps=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -20,12 +20,13 @@ from lightning_modules.grpo import GRPO
 from lightning_modules.optimizers import OptimizerConfig
 from lightning_modules.policy_actor import KLPenalty
 from lightning_modules.policy_critic import CriticConfig
+from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.ppo import PPO
 from prmkit.advantages import GAEConfig, GroupConfig
 from prmkit.engines import HFEngine
 from prmkit.losses import PolicyLossConfig
 from prmkit.models import ModelSource
-from prmkit.rewards import FormatConfig, LengthConfig, OutcomeConfig, RewardsConfig
+from prmkit.rewards import FormatConfig, ImplicitConfig, LengthConfig, OutcomeConfig, RewardsConfig
 from prmkit.seeding import derive_seed
 from prmkit.types import GenerationRequest, SamplingParams
 
@@ -65,7 +66,7 @@ def grpo(**changes) -> GRPO:
 
 
 def ppo(**changes) -> PPO:
-    return PPO(SOURCE, optimizer=OPTIMIZER, samples=SIZE, critic=CriticConfig(lr=2e-3), **changes)
+    return PPO(SOURCE, optimizer=OPTIMIZER, samples=SIZE, **{"critic": CriticConfig(lr=2e-3), **changes})
 
 
 MODULES = {
@@ -74,7 +75,12 @@ MODULES = {
         loss=PolicyLossConfig(reduction="group"), kl=KLPenalty(0.1), reference=OTHER, entropy_weight=0.01
     ),
     "ppo": lambda: ppo(kl=KLPenalty(0.1)),
+    "ppo-steps": lambda: ppo(levels="steps", critic=CriticConfig(lr=2e-3, clip=None)),
+    "prime": lambda: grpo(
+        advantage=GroupConfig(SIZE, "rloo", "token_baseline"), credit="tokens", implicit=ImplicitPRMConfig(OTHER)
+    ),
 }
+DATA = {"prime": {"rewards": replace(REWARDS, implicit=ImplicitConfig(beta=0.5))}}
 
 
 def train(module, accumulation: int = 1, world: int = 1, updates: int = 1, passes: int = 1, **data):
@@ -148,9 +154,10 @@ def test_old_logprobs_of_a_pass_of_their_own_change_nothing_in_the_first_step():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_micro_batches(name):
-    (wanted,), logged = train(MODULES[name]())
+    data = DATA.get(name, {})
+    (wanted,), logged = train(MODULES[name](), **data)
     for accumulation in (3, 16):  # 16 is a row each
-        (found,), figures = train(MODULES[name](), accumulation)
+        (found,), figures = train(MODULES[name](), accumulation, **data)
         assert_same(found, wanted)
         for figure in ("train/loss", "train/entropy", "train/targets", "rollout/reward", "rollout/steps"):
             assert figures[figure] == pytest.approx(logged[figure], rel=1e-4, abs=1e-6), figure
@@ -194,7 +201,7 @@ def test_two_processes(tmp_path: Path) -> None:
     run = subprocess.run([*command, str(tmp_path)], timeout=300, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     for name in MODULES:
-        wanted, logged = train(MODULES[name](), updates=2)
+        wanted, logged = train(MODULES[name](), updates=2, **DATA.get(name, {}))
         for rank in (0, 1):
             found, figures = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
             assert_same(found[0], wanted[0])
@@ -206,5 +213,5 @@ if __name__ == "__main__":
     import os
 
     for kind, make in MODULES.items():
-        result = train(make(), accumulation=2, world=2, updates=2)
+        result = train(make(), accumulation=2, world=2, updates=2, **DATA.get(kind, {}))
         torch.save(result, Path(sys.argv[1]) / f"{kind}-{os.environ['RANK']}.pt")
