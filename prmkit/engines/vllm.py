@@ -17,7 +17,7 @@ import os
 import random
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from prmkit.engines.weight_sync import SyncReport
 
-__all__ = ["HOTTEST", "VLLMEngine", "VLLMStats", "open_llm"]
+__all__ = ["HOTTEST", "VLLMEngine", "VLLMStats", "open_llm", "open_vllm_engine"]
 
 HOTTEST = 2.0  # vLLM refuses higher temperatures
 _TRANSFER_MODULE = "prmkit.engines.vllm_transfer"
@@ -183,6 +183,36 @@ class VLLMEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def open_vllm_engine(
+    folder: str | Path,
+    bound_format: BoundStepFormat,
+    options: Mapping[str, Any],
+    *,
+    dtype: str,
+    logprobs: bool,  # noqa: ARG001 - they cost little here, and always come
+    weight_version: int,
+) -> VLLMEngine:
+    """The engine that a configuration's `engine.vllm` names.
+
+    Args:
+        folder: local model folder.
+        bound_format: the policy's step format in its tokenizer's ids.
+        options: fields of VLLMOptions by name.
+        dtype: type of the weights, unless options name one.
+        logprobs: whether completions need log-probabilities; they have them anyway.
+        weight_version: stamped on completions.
+
+    Raises:
+        ConfigError: an unknown option, or a value out of range.
+        MissingDependencyError: vLLM is not installed, or its version is not supported.
+    """
+    known = {field.name for field in fields(VLLMOptions)}
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"engine.vllm.{name}", options[name], ", ".join(sorted(known)))
+    return VLLMEngine(folder, bound_format, VLLMOptions(**{"dtype": dtype, **options}), weight_version)
 
 
 def open_llm(model: str | Path, tokenizer: str | Path | None, options: VLLMOptions, **more: Any) -> Any:

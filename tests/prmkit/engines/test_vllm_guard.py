@@ -14,10 +14,11 @@ from prmkit.engines import vllm_guard
 # Starts a guard over a "server" that has a child of its own and ignores SIGTERM, tells their ids, and waits.
 PARENT = """
 import subprocess, sys, time
-server = "import subprocess, signal, sys, time; signal.signal(15, signal.SIG_IGN); " \
-    "child = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)']); " \
-    "print(child.pid, flush=True); time.sleep(600)"
-guard = subprocess.Popen([sys.executable, sys.argv[1], sys.executable, "-c", server],
+stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); "
+child = stubborn + "time.sleep(600)"
+server = "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', sys.argv[1]]); " \
+    "print(child.pid, flush=True); " + child
+guard = subprocess.Popen([sys.executable, sys.argv[1], sys.executable, "-c", server, child],
                          stdin=subprocess.PIPE, start_new_session=True)
 print(guard.pid, flush=True)
 time.sleep(600)
