@@ -147,9 +147,7 @@ def run(hosts: tuple[Host, Host], arguments: argparse.Namespace, folder: Path) -
         steps += _lines(root)
         done += kills
         survived += 0 if wrong else len(kills)
-        print(
-            f"run {len(seconds)}: {', '.join(kills)}; {cluster.starts} starts; {seconds[-1]:.0f} s; {wrong or 'same'}"
-        )
+        print(f"run {len(seconds)}: {', '.join(kills)}; {cluster.starts} starts; {seconds[-1]:.0f} s; {wrong or 'same'}")
         sys.stdout.flush()
     expected = len(seconds) * _lines(whole)
     return {

@@ -269,7 +269,7 @@ def _random_state_kept() -> Iterator[None]:
 
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
             yield
     finally:
         random.setstate(python)
