@@ -14,9 +14,10 @@ import contextlib
 import itertools
 import math
 import os
+import random
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from prmkit.engines.weight_sync import SyncReport
 
-__all__ = ["HOTTEST", "VLLMEngine", "VLLMStats", "open_llm"]
+__all__ = ["HOTTEST", "VLLMEngine", "VLLMStats", "open_llm", "open_vllm_engine"]
 
 HOTTEST = 2.0  # vLLM refuses higher temperatures
 _TRANSFER_MODULE = "prmkit.engines.vllm_transfer"
@@ -114,7 +115,7 @@ class VLLMEngine:
         self._worker.check(request)
         return await self._driver.submit(request)
 
-    # -- weights ------------------------------------------------------------------------------------------------------
+    # -- weights --
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> SyncReport:
         """Take new weights, and forget all keys and values.
@@ -143,7 +144,7 @@ class VLLMEngine:
         self._llm.llm_engine.set_weight_version(str(version))
         self._worker.weight_version = version
 
-    # -- memory shared with a trainer -----------------------------------------------------------------------------------
+    # -- memory shared with a trainer --
 
     def sleep(self, level: int = 1) -> None:
         """Give the GPU's memory back: weights go to the CPU (level 1) or are dropped (level 2), keys and values are
@@ -168,7 +169,7 @@ class VLLMEngine:
             self._llm.wake_up()
             self._asleep = False
 
-    # -- end ----------------------------------------------------------------------------------------------------------
+    # -- end --
 
     def close(self) -> None:
         """Free what vLLM holds. Nothing may be asked afterwards."""
@@ -184,6 +185,36 @@ class VLLMEngine:
         self.close()
 
 
+def open_vllm_engine(
+    folder: str | Path,
+    bound_format: BoundStepFormat,
+    options: Mapping[str, Any],
+    *,
+    dtype: str,
+    logprobs: bool,  # noqa: ARG001 - they cost little here, and always come
+    weight_version: int,
+) -> VLLMEngine:
+    """The engine that a configuration's `engine.vllm` names.
+
+    Args:
+        folder: local model folder.
+        bound_format: the policy's step format in its tokenizer's ids.
+        options: fields of VLLMOptions by name.
+        dtype: type of the weights, unless options name one.
+        logprobs: whether completions need log-probabilities; they have them anyway.
+        weight_version: stamped on completions.
+
+    Raises:
+        ConfigError: an unknown option, or a value out of range.
+        MissingDependencyError: vLLM is not installed, or its version is not supported.
+    """
+    known = {field.name for field in fields(VLLMOptions)}
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"engine.vllm.{name}", options[name], ", ".join(sorted(known)))
+    return VLLMEngine(folder, bound_format, VLLMOptions(**{"dtype": dtype, **options}), weight_version)
+
+
 def open_llm(model: str | Path, tokenizer: str | Path | None, options: VLLMOptions, **more: Any) -> Any:
     """A `vllm.LLM` in this process.
 
@@ -197,8 +228,9 @@ def open_llm(model: str | Path, tokenizer: str | Path | None, options: VLLMOptio
         ConfigError: vLLM refuses an option.
     """
     require_vllm()
-    # vLLM reads these when it starts its core; one in this process needs no copy of the weights elsewhere.
-    with _environment({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **options.environment}):
+    # vLLM reads these when it starts its core; one in this process needs no copy of the weights elsewhere. It seeds
+    # the process's random generators, which are the trainer's.
+    with _environment({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **options.environment}), _random_state_kept():
         import vllm
 
         arguments = {**engine_arguments(options, model, tokenizer, _TRANSFER_MODULE), **more}
@@ -227,6 +259,21 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """The random generators of Python, numpy and torch are afterwards as they were."""
+    import numpy as np
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _shown(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,7 +326,7 @@ class _Worker:
         if request.params.temperature > HOTTEST:
             raise ConfigError("sampling.temperature", request.params.temperature, f"at most {HOTTEST} with vLLM")
 
-    # -- called by the driver -----------------------------------------------------------------------------------------
+    # -- called by the driver --
 
     def is_full(self, jobs: list[Job[GenerationRequest, list[Completion]]]) -> bool:
         """See `Worker.is_full`."""
@@ -317,7 +364,7 @@ class _Worker:
 
         name = f"prmkit-{next(self._numbers)}"
         request = job.payload
-        prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
+        (prompt,) = self._engine.renderer.render_cmpl([TokensPrompt(prompt_token_ids=list(request.prompt_ids))])
         self._engine.add_request(name, prompt, self._params(request))
         self._jobs[name] = job
 

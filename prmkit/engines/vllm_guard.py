@@ -31,7 +31,9 @@ def main(argv: list[str]) -> int:
     deadline = time.monotonic() + GRACE_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-    print(f"server ended: status {status}" if status is not None else "server ended: no longer wanted", flush=True)
+    sys.stdout.write("the server ended" if status is None else f"the server ended with status {status}")
+    sys.stdout.write("\n")
+    sys.stdout.flush()
     # What a server leaves behind (engine cores of a server that was killed) is in the guard's group, as the guard is.
     os.killpg(0, signal.SIGKILL)
     return status or 0

@@ -92,9 +92,11 @@ CPU_TRIAL = VLLMOptions(
     kv_cache_memory_bytes=64 << 20,
     enforce_eager=True,
     weight_updates=True,
-    environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    # Compiling helpers of the sampler takes half a minute, and a small model never gets that back.
+    environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"},
 )
-"""Options under which a small model runs on a few CPU cores; needs a vLLM that was built for CPUs."""
+"""Options under which a small model runs on a few CPU cores; needs a vLLM that was built for CPUs. What concerns torch
+in `environment` has to be set before Python starts where vLLM shares the process."""
 
 
 def require_vllm() -> str:

@@ -98,7 +98,7 @@ class VLLMServer:
     ) -> None:
         self._interpreter = str(interpreter or sys.executable)
         vllm_version_of(self._interpreter)
-        self._options, self._startup, self._wanted_port = options, startup, port
+        self._options, self._startup, self._port = options, startup, port
         self._resources = contextlib.ExitStack()
         try:
             tokenizer = self._resources.enter_context(tokenizer_folder(bound_format))
@@ -116,7 +116,7 @@ class VLLMServer:
     def start(self) -> None:
         """Start the server, after `stop` or a failure with the weights of its folder, and wait until it answers."""
         self.stop()
-        port = self._wanted_port or _free_port()
+        port = self._port = self._port or _free_port()  # the same one again: its clients go on
         self.url = f"http://127.0.0.1:{port}"
         command = [
             *(self._interpreter, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"),

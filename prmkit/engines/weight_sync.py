@@ -11,15 +11,15 @@ routes do not. Files need a folder that the trainer and all of vLLM's workers se
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,8 +27,10 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from prmkit.errors import ConfigError, EngineLostError, ServerError
+from prmkit.models.sharding import whole
 
 __all__ = ["HTTPChannel", "SyncReport", "WeightChannel", "check_names", "iter_weights", "send_weights", "transfer_root"]
 
@@ -167,8 +169,8 @@ def send_weights(
             channel.finish(version)
         except Exception as error:
             raise EngineLostError(
-                f"weight update {version} failed after {tensors} tensors ({type(error).__name__}: {error}). vLLM may hold parts of two "
-                f"policies and must not be asked again: start it anew, and send all weights."
+                f"weight update {version} failed after {tensors} tensors ({type(error).__name__}: {error}). vLLM may "
+                f"hold parts of two policies and must not be asked again: start it anew, and send all weights."
             ) from error
     return SyncReport(tensors, size, files, time.perf_counter() - begin)
 
@@ -193,7 +195,7 @@ def transfer_root() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-# -- the trainer's side -----------------------------------------------------------------------------------------------
+# -- the trainer's side --
 
 
 def iter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -202,16 +204,17 @@ def iter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     Tied weights come under each of their names, because vLLM loads by name. At most one layer is whole at a time.
     """
-    for name, module in model.named_modules():
-        if _is_adapted(module):
-            prefix = f"{name}." if name else ""
-            yield from ((prefix + own, tensor) for own, tensor in _merged(module))
-    for name, tensor in _plain(model):
-        with _whole([tensor]) as (whole,):
-            yield name, whole
+    adapted = dict(_adapted(model))
+    for name, layer in adapted.items():
+        with torch.no_grad(), whole(layer.parameters()):
+            for own, tensor in _merged(layer):
+                yield f"{name}.{own}", tensor
+    for name, tensor in _plain(model, adapted):
+        with torch.no_grad(), whole([tensor]):
+            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def check_names(model: nn.Module, served: Mapping[str, object] | Iterable[str]) -> None:
+def check_names(model: nn.Module, served: Iterable[str]) -> None:
     """Refuse a module whose weights have other names than a checkpoint's; vLLM would load a part of them or none.
 
     Args:
@@ -221,9 +224,10 @@ def check_names(model: nn.Module, served: Mapping[str, object] | Iterable[str]) 
     Raises:
         ConfigError: names that only one of the two has, tied weights aside.
     """
-    ours, theirs = set(_names(model)), set(served)
-    tied = ours & {"lm_head.weight"} | theirs & {"lm_head.weight"}
-    odd = sorted((ours ^ theirs) - tied)
+    adapted = dict(_adapted(model))
+    ours = {name for name, _ in _plain(model, adapted)}
+    ours |= {f"{name}.{own}" for name, layer in adapted.items() for own, _ in layer.base_layer.named_parameters()}
+    odd = sorted((ours ^ set(served)) - {"lm_head.weight"})
     if odd:
         raise ConfigError(
             "model", f"{len(odd)} weights with names of their own, e.g. {odd[0]}",
@@ -232,49 +236,29 @@ def check_names(model: nn.Module, served: Mapping[str, object] | Iterable[str]) 
         )  # fmt: skip
 
 
-def _names(model: nn.Module) -> Iterator[str]:
-    for name, _ in _plain(model):
-        yield name
-    for name, module in model.named_modules():
-        if _is_adapted(module):
-            yield from (f"{name}.{own}" for own, _ in module.base_layer.named_parameters())
+def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Layers with adapters, by name."""
+    if "peft" not in sys.modules:  # who has adapters has imported it
+        return
+    from peft.tuners.lora import LoraLayer
+
+    yield from ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
 
 
-def _is_adapted(module: nn.Module) -> bool:
-    return hasattr(module, "base_layer") and hasattr(module, "get_delta_weight")
-
-
-def _plain(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and saved buffers outside layers with adapters, each under all of its names."""
-    adapted = tuple(f"{name}." if name else "" for name, module in model.named_modules() if _is_adapted(module))
-    found: list[tuple[str, Tensor]] = list(model.named_parameters(remove_duplicate=False))
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        kept = set(module._buffers) - module._non_persistent_buffers_set
-        found += [(prefix + key, module._buffers[key]) for key in sorted(kept) if module._buffers[key] is not None]
-    return [(name, tensor) for name, tensor in found if not name.startswith(adapted)] if adapted else found
+def _plain(model: nn.Module, adapted: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """What a state_dict holds outside layers with adapters."""
+    prefixes = tuple(f"{name}." for name in adapted)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not name.startswith(prefixes):
+            yield name, tensor
 
 
 def _merged(layer: Any) -> Iterator[tuple[str, Tensor]]:
     """Weights of a layer with adapters: base plus update, under the names it has without adapters."""
-    with _whole([*layer.parameters()], layer=layer) as _:
-        for name, tensor in layer.base_layer.named_parameters():
-            if name == "weight":
-                yield name, tensor + layer.get_delta_weight(_ADAPTER).to(tensor.dtype)
-            else:
-                yield name, tensor
-
-
-@contextlib.contextmanager
-def _whole(tensors: Sequence[Any], layer: Any = None) -> Iterator[list[Tensor]]:
-    """Sharded tensors as whole ones inside the block. Collective where they are sharded."""
-    with torch.no_grad(), contextlib.ExitStack() as stack:
-        if any(hasattr(tensor, "ds_id") for tensor in tensors):
-            import deepspeed
-
-            stack.enter_context(deepspeed.zero.GatheredParameters(list(tensors)))
-        if layer is not None and any(hasattr(tensor, "full_tensor") for tensor in tensors):
+    for name, tensor in layer.base_layer.named_parameters():
+        if isinstance(tensor, DTensor):
             raise ConfigError(
                 "trainer.strategy", "FSDP2 with adapters", "ZeRO or DDP", "Adapters cannot be folded in while sharded."
             )
-        yield [tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach() for tensor in tensors]
+        update = layer.get_delta_weight(_ADAPTER).to(tensor.dtype) if name == "weight" else 0
+        yield name, tensor.detach() + update

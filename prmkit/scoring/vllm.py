@@ -122,7 +122,9 @@ class _Worker:
             for job in jobs:
                 name = f"prmkit-{next(self._numbers)}"
                 params = PoolingParams(task="token_classify", use_activation=False)
-                self._engine.add_request(name, TokensPrompt(prompt_token_ids=list(job.payload.input_ids)), params)
+                ids = TokensPrompt(prompt_token_ids=list(job.payload.input_ids))
+                (prompt,) = self._engine.renderer.render_cmpl([ids])
+                self._engine.add_request(name, prompt, params)
                 self._jobs[name] = job
             outputs = self._engine.step() if self._jobs else []
         except Exception as error:

@@ -90,10 +90,6 @@ def plan_pooling(folder: str | Path, bound_format: BoundStepFormat) -> PoolingPl
         return PoolingPlan(True, f"vLLM has {architecture}; logits {where}", arguments, tag, outputs)
     if not architecture.endswith("ForTokenClassification"):
         return PoolingPlan(False, f"{architecture} has no head that vLLM reads as a token classifier")
-    if "score.bias" in shapes:
-        return PoolingPlan(
-            False, "the head has a bias, which vLLM's classifiers leave out: its scores would be other ones"
-        )
     return PoolingPlan(True, f"a linear head on {architecture}; logits {where}", arguments, tag, outputs)
 
 
