@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpoint_io import AtomicCheckpointIO, newest_checkpoint
 from callbacks.predictions import PredictionsWriter
+from callbacks.resume_progress import ResumeProgress
 from prmkit.cli.fit import TERMINATED
 from prmkit.cli.overrides import parse_arguments
 from prmkit.cli.parsing import user_errors
@@ -102,6 +103,7 @@ class PrmCLI(LightningCLI):
         if self.command == "predict":
             path = self.config.predictions or Path(config["default_root_dir"] or ".") / "predictions.jsonl"
             extra.append(PredictionsWriter(path))
+        extra.append(ResumeProgress())
         trainer = super()._instantiate_trainer(config, extra)
         # Strategies with a format of their own (sharded checkpoints) keep it.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
