@@ -183,7 +183,6 @@ class _Served:
     def __init__(self, config: VLLMRollouts, model: Any, bound_format: BoundStepFormat) -> None:
         from prmkit.engines.config import HttpEngineConfig
         from prmkit.engines.http import HTTPEngine
-
         from prmkit.engines.vllm_server import VLLMServer
 
         self._model = model

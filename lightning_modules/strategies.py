@@ -327,5 +327,3 @@ def _use_cpu() -> None:
     set_accelerator(CPU_Accelerator())
     # Compiled at every first start otherwise, for minutes, and of use to tensor-parallel inference only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-

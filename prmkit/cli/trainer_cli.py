@@ -188,7 +188,7 @@ def run_trainer(cli: PrmCLI) -> int:
     try:
         getattr(trainer, cli.command)(cli.model, **keywords)
     except Preempted as stopped:
-        return int(stopped.code)
+        return TERMINATED if stopped.code is None else int(stopped.code)
     except SIGTERMException:
         return TERMINATED
     except SystemExit:

@@ -62,7 +62,14 @@ def runs(tmp_path):
         def start(self, *jobs, processes=2):
             listed = tmp_path / "jobs.json"
             listed.write_text(json.dumps([asdict(job) for job in jobs]))
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+            command = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(processes),
+            ]
             command += [str(WORKER), str(listed)]
             return subprocess.run(command, timeout=500, capture_output=True, text=True, env=ENVIRONMENT)
 
