@@ -7,8 +7,8 @@ Written to results/search.json, parts that are not asked for as they were:
 - scored_tokens_per_distinct_token: tokens that the first pair's PRM encoded over the distinct tokens of all its inputs,
   in beam searches of width 4; from_the_start_per_distinct_token: the same if every candidate were scored from its
   question on, as OpenR does.
-- concurrency_speedup: problems a second of beam search of width 4 over 8 steps on 500 problems, all in one event loop,
-  over those one after the other, which are timed on a part of the problems.
+- concurrency_speedup: problems a second of beam search of width 4 over 8 steps on 500 problems (problems_at_once), all
+  in one event loop, over those one after the other, which are timed on a part of the problems.
   - `stand_in`: a scripted policy behind a server of fixed latency (LATENCY seconds a batch, of any size), which is what
     a GPU looks like to a search, and a table of scores;
   - `demo_pair`: the first pair, on the CPU, where a batch costs more the larger it is. One search alone has batches of
@@ -95,8 +95,9 @@ def beam() -> SearchMethod:
     return make_method("beam_search", make_params("beam_search", {"n": 16, "width": 4, "sampling": sampling}))
 
 
-def timed(problems: Sequence[Problem], engine: Engine, scorer: StepScorer, at_once: bool) -> float:
-    """Seconds of beam searches of width 4, together or one after the other."""
+def timed(problems: Sequence[Problem], engine: Engine, scorer: StepScorer, at_once: bool) -> tuple[float, float]:
+    """Seconds of beam searches of width 4, together or one after the other: by the wall's clock, and by this process's
+    processors, which other programs disturb less."""
     search = beam()
 
     async def run() -> None:
@@ -106,16 +107,21 @@ def timed(problems: Sequence[Problem], engine: Engine, scorer: StepScorer, at_on
         for problem in problems:
             await search(problem, engine, scorer, budget=Budget())
 
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     asyncio.run(run())
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - worked
 
 
 def speedup(make: Callable[[], tuple[Engine, StepScorer]], problems: Sequence[Problem], alone: int) -> dict[str, float]:
     """Problems a second at once and one by one (timed on the first `alone` of them)."""
-    together = len(problems) / timed(problems, *make(), at_once=True)
-    single = alone / timed(problems[:alone], *make(), at_once=False)
-    return {"at_once_per_second": together, "one_by_one_per_second": single, "speedup": together / single}
+    together, together_worked = timed(problems, *make(), at_once=True)
+    single, single_worked = timed(problems[:alone], *make(), at_once=False)
+    return {
+        "at_once_per_second": len(problems) / together,
+        "one_by_one_per_second": alone / single,
+        "speedup": (len(problems) / together) / (alone / single),
+        "speedup_by_processor_time": (len(problems) / together_worked) / (alone / single_worked),
+    }
 
 
 def stand_in(count: int, alone: int) -> dict[str, Any]:
@@ -174,7 +180,7 @@ def encoded_per_distinct(engine: Engine, model: PRMModel, problems: Sequence[Pro
 
 
 def engine_by_rows(engine: HFEngine, problems: Sequence[Problem], rows: Sequence[int]) -> dict[str, float]:
-    """Tokens a second of plain sampling with so many samples at once: what larger batches can bring at most."""
+    """Tokens a second of processor time of plain sampling, so many at once: what larger batches bring at most."""
     speeds = {}
     for count in rows:
         asked = [GenerationRequest(engine.format.prompt_ids(p.question), 1, 1024 * n) for n, p in enumerate(problems)]
@@ -184,14 +190,14 @@ def engine_by_rows(engine: HFEngine, problems: Sequence[Problem], rows: Sequence
             found = [await asyncio.gather(*(engine.generate(request) for request in part)) for part in parts]
             return sum(len(completions[0].token_ids) for part in found for completions in part)
 
-        start = time.perf_counter()
-        speeds[str(count)] = asyncio.run(run()) / (time.perf_counter() - start)
+        start = time.process_time()
+        speeds[str(count)] = asyncio.run(run()) / (time.process_time() - start)
     return speeds
 
 
-def throughput(pair: Path, quick: bool) -> dict[str, Any]:
-    """All figures that a busy machine falsifies."""
-    count, alone, pair_alone = (20, 2, 2) if quick else (500, 25, 50)
+def throughput(pair: Path, count: int) -> dict[str, Any]:
+    """All figures that a busy machine falsifies, of so many problems at once."""
+    alone, pair_alone = max(2, count // 20), max(2, count // 10)
     policy = load_policy(pair / "sft/policy")
     model = PRMModel.from_pretrained(pair / "prm/model").eval()
     problems = get_task("accumulator", min_ops=STEPS, max_ops=STEPS).problems("test", count)
@@ -205,13 +211,14 @@ def throughput(pair: Path, quick: bool) -> dict[str, Any]:
         ("stand_in", lambda: stand_in(count, alone)),
         ("demo_pair", lambda: speedup(models, problems, pair_alone)),
         ("encoding", lambda: encoded_per_distinct(models()[0], model, problems)),
-        ("engine", lambda: engine_by_rows(models()[0], problems, (1, 16) if quick else (1, 4, 16, 64, 256))),
+        ("engine", lambda: engine_by_rows(models()[0], problems, tuple(n for n in (1, 4, 16, 64, 256) if n <= count))),
     ):
         start = time.perf_counter()
         figures[name] = measure()
         print(f"{name}: {time.perf_counter() - start:.0f} s\n  {figures[name]}", flush=True)
     return {
         **figures["encoding"],
+        "problems_at_once": count,
         "concurrency_speedup": {name: figures[name]["speedup"] for name in ("stand_in", "demo_pair")},
         "engine_calls_by_problems": figures["stand_in"]["engine_calls_by_problems"],
         "engine_calls_by_steps": figures["stand_in"]["engine_calls_by_steps"],
@@ -224,7 +231,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=Path, nargs="+", default=[Path("runs/demo")], help="folders of `prm demo` runs")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the others keep their last figures")
-    parser.add_argument("--problems", type=int, default=300, help="problems a pair")
+    parser.add_argument("--at-once", type=int, default=500, help="problems of the throughput")
+    parser.add_argument("--problems", type=int, default=300, help="problems a pair of the other parts")
     parser.add_argument("--train-problems", type=int, default=600, help="problems a pair that a PRM is retrained on")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/search"), help="where searches are kept")
     parser.add_argument("--picture", type=Path, help="where to draw the curves at equal token budgets")
@@ -239,7 +247,7 @@ def main() -> None:
     path = RESULTS / "search.json"
     figures: dict[str, Any] = read_json(path)["figures"] if path.is_file() else {}
     if "throughput" in arguments.parts:
-        figures |= throughput(arguments.pairs[0], arguments.quick)
+        figures |= throughput(arguments.pairs[0], 20 if arguments.quick else arguments.at_once)
     if "curves" in arguments.parts and not arguments.quick:
         rows = [row for pair in pairs for row in pair.curves()]
         figures["curves"] = {"pairs": len(pairs), "problems": len({row.problem_id for row in rows}), **by_method(rows)}

@@ -62,6 +62,8 @@ class PrefixNode:
         the place of the dots are filled with copies."""
         runs = [node.kv for node in self.path() if node.kv is not None]
         assert sum(run.shape[-2] for run in runs) == self.end
+        if not runs:
+            return
         whole = runs[0] if len(runs) == 1 else torch.cat(runs, dim=-2)
         into[..., : self.end, :] = whole if into.dim() == whole.dim() else whole.unsqueeze(2)
 
