@@ -32,6 +32,7 @@ from typing import Any
 
 from _environment import write_result
 from _policy_plot import draw_exhibit
+from _policy_prms import hotter_prm, refreshed_pair
 from _policy_runs import examine, fit, forked
 from _policy_trl import compare
 
@@ -77,6 +78,8 @@ EXPERIMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "prm_only_min_strong_kl": prm_only("min", "--model.kl.weight", "0.2", *guarded()),
     "prm_only_min_kl_target": prm_only("min", "--model.kl.weight", "0.1", "--model.kl.target", "0.05", *guarded()),
 }
+OTHER_PRMS = {"prm_only_min_hotter_prm": prm_only("min"), "prm_only_min_refreshed_prm": prm_only("min")}
+EXPERIMENTS |= {name: (config, (*settings, *guarded())) for name, (config, settings) in OTHER_PRMS.items()}
 TRIALS = {"grpo": 3, "ppo": 3, "prm_only_guarded": 3, "grpo_outcome_and_min": 3}  # seeds at most; all others have one
 
 
@@ -84,9 +87,14 @@ def train(name: str, seed: int, pair: Path, out: Path, more: Sequence[str]) -> d
     """One experiment with one seed."""
     config, settings = EXPERIMENTS[name]
     root = out / f"{name}-{seed}"
-    with_prm = ("--data.prm.path", str(pair / "prm" / "model")) if "--data.rewards.process.form" in settings else ()
+    policy, model = pair / "sft" / "policy", pair / "prm" / "model"
+    if name == "prm_only_min_hotter_prm":
+        policy, model = hotter_prm(pair, out, seed)
+    elif name == "prm_only_min_refreshed_prm":
+        policy, model = refreshed_pair(pair, out, seed, *OTHER_PRMS[name])
+    with_prm = ("--data.prm.path", str(model)) if "--data.rewards.process.form" in settings else ()
     arguments = (*settings, *with_prm, *NO_CHECKPOINTS, "--seed_everything", str(seed), *more)
-    arguments += ("--model.source.path", str(pair / "sft" / "policy"))
+    arguments += ("--model.source.path", str(policy))
 
     def work() -> dict[str, Any]:
         return {**fit(config, arguments, root), "pass_at_1": examine(root / "policy")}
