@@ -206,11 +206,11 @@ def iter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     adapted = dict(_adapted(model))
     for name, layer in adapted.items():
-        with torch.no_grad(), whole(layer.parameters()):
+        with torch.no_grad(), whole(_divided(layer.parameters())):
             for own, tensor in _merged(layer):
                 yield f"{name}.{own}", tensor
     for name, tensor in _plain(model, adapted):
-        with torch.no_grad(), whole([tensor]):
+        with torch.no_grad(), whole(_divided([tensor])):
             yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
@@ -234,6 +234,11 @@ def check_names(model: nn.Module, served: Iterable[str]) -> None:
             "an architecture that transformers trains under the names of its checkpoints",
             "Generate with data.engine.kind = hf.",
         )  # fmt: skip
+
+
+def _divided(tensors: Iterable[Any]) -> list[Any]:
+    """Those of which this process has a part only: around rollouts a strategy may hold all of them whole already."""
+    return [tensor for tensor in tensors if hasattr(tensor, "ds_id") and tensor.ds_status.name != "AVAILABLE"]
 
 
 def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -260,5 +265,5 @@ def _merged(layer: Any) -> Iterator[tuple[str, Tensor]]:
             raise ConfigError(
                 "trainer.strategy", "FSDP2 with adapters", "ZeRO or DDP", "Adapters cannot be folded in while sharded."
             )
-        update = layer.get_delta_weight(_ADAPTER).to(tensor.dtype) if name == "weight" else 0
-        yield name, tensor.detach() + update
+        own = tensor.detach()
+        yield name, own + layer.get_delta_weight(_ADAPTER).to(own.dtype) if name == "weight" else own
