@@ -38,7 +38,9 @@ def fit(root: Path, ahead: bool, seed: int, arguments: argparse.Namespace) -> li
     trainer |= {"default_root_dir": str(root), "max_epochs": arguments.iterations, "logger": False}
     trainer |= {"check_val_every_n_epoch": arguments.iterations, "enable_progress_bar": False}
     trainer["enable_checkpointing"] = False
-    trainer["callbacks"] = [{"class_path": "_iterations.Iterations", "init_args": {"path": str(root / "figures.jsonl")}}]
+    trainer["callbacks"] = [
+        {"class_path": "_iterations.Iterations", "init_args": {"path": str(root / "figures.jsonl")}}
+    ]
     config["seed_everything"] = seed
     config["model"]["init_args"]["source"]["path"] = str(arguments.policy)
     data |= {"ahead": ahead, "iteration": {"prompts": arguments.prompts}}

@@ -6,8 +6,8 @@ For every seed the loop is run, and then its control: a copy of the run whose se
 first policy (`--labels_from first`), with everything else, the amount of data too, as it was. Both are resumed when
 this is started again. Written to results/loop.json:
 
-- minutes: wall clock of the loop's stages by seed, their start-up included; cpu_minutes: processor time by seed, of what
-  this call has run, null where it found the run complete.
+- minutes: wall clock of the loop's stages by seed, their start-up included; cpu_minutes: processor time by seed, of
+  what this call has run, null where it found the run complete.
 - iteration2_gain_in_se: the second pair less the first, on the same problems, mean of the differences by problem over
   their standard error; worst seed. `accuracy` is the PRM's vote, `pass_at_1` the policy alone.
 - over_control_in_se: the second pair less the control's.

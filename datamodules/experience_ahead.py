@@ -2,8 +2,8 @@
 
 The weights that sample are those of the beginning of the present iteration, so that the loss needs its importance
 correction (`prmkit.losses.importance_correction`). What is sampled depends on those weights and on the numbers of the
-prompts, never on how far training has come meanwhile. A checkpoint therefore holds the weights, and a resumed run samples
-the same again.
+prompts, never on how far training has come meanwhile. A checkpoint therefore holds the weights, and a resumed run
+samples the same again.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from datamodules.experience_ahead import Sampled, SamplingAhead, check_ahead, ti
 from datamodules.experience_records import EvalBatch, Experience, Sums, make_experience
 from datamodules.prompts import PromptStream
 from datamodules.rollout_engines import EngineOptions, RolloutEngine, open_rollout_engine
+from prmkit.engines import HFEngine
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.losses import world_size
 from prmkit.models import PRMModel, resolve_folder

@@ -289,8 +289,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         """
         if folder.is_file():
             raise PrmkitError(
-                f"--ckpt_path {folder}: a checkpoint of one file, which has no optimiser states for ZeRO. Go on with the "
-                f"strategy that wrote it, or start from its weights: `prm export {folder} OUT` and "
+                f"--ckpt_path {folder}: a checkpoint of one file, which has no optimiser states for ZeRO. Go on with "
+                f"the strategy that wrote it, or start from its weights: `prm export {folder} OUT` and "
                 f"--model.source.path OUT."
             )
         info = read_sharded(folder)

@@ -95,8 +95,8 @@ class SearchConfig:
             say.
         budget_unit: samples or tokens; what a budget counts, see docs/search.md.
         tokens_per_sample: tokens of a usual sample; sizes beams when budgets are tokens. Null takes the longest.
-        prm: likewise of the PRM, with scorer.kind http; null scores nothing and leaves majority and oracle. Several (with
-            commas, as a list, or by giving the option again) score together.
+        prm: likewise of the PRM, with scorer.kind http; null scores nothing and leaves majority and oracle. Several
+            (with commas, as a list, or by giving the option again) score together.
         pessimism: score of a step from those of several PRMs: min; mean-std, the mean less one standard deviation;
             mean.
         discriminator: model folder or hub name of a second policy, for rstar; null leaves that part out.
