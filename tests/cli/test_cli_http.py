@@ -18,6 +18,7 @@ from prmkit.cli.annotate import parser as annotate_parser
 from prmkit.cli.options import build, expand_servers
 from prmkit.errors import ConfigError
 from prmkit.io import read_json
+from prmkit.resources import find_config
 from prmkit.search.rows import read_rows
 
 TASK = ["--task", "accumulator", "--task_options", "{min_ops: 2, max_ops: 2, hard_share: 0.0}", "--limit", "8"]
@@ -219,6 +220,14 @@ def test_endpoints_on_the_command_line_take_the_place_of_those_in_a_config(tmp_p
     values = annotate_parser().instantiate(annotate_parser().parse_args(arguments))
     assert (values["engine"].http.urls, values["engine"].http.model) == (("http://c",), "m")
     assert build(AnnotateConfig, values).policy == "p"
+
+
+def test_the_shipped_fragment_goes_behind_any_config():
+    files = ("configs/annotate/omegaprm.yaml", "configs/engine/http.yaml")
+    configs = [argument for name in files for argument in ("--config", str(find_config(name)))]
+    values = annotate_parser().instantiate(annotate_parser().parse_args([*configs, "--policy", "p", "--output", "o"]))
+    assert (values["engine"].kind, values["engine"].http.urls) == ("http", ("http://127.0.0.1:8000",))
+    assert (values["max_searches"], values["engine"].max_rows) == (100, 256)
 
 
 @pytest.mark.parametrize(
