@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import pytest
 
@@ -48,14 +49,27 @@ class Served:
         return self.process.wait(60)
 
 
+def post(url, body):
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return json.loads(reply.read())
+
+
 @pytest.fixture(scope="module")
 def served(memorised_policy):
     """Both models on one server, that lives as long as the module's tests."""
     prm = ["--prm", str(memorised_policy), "--prm_name", "judge"]
     server = Served("--policy", str(memorised_policy), "--policy_name", "writer", *prm)
     yield server
-    if server.process.poll() is None:
-        assert server.end(signal.SIGTERM) == 0, "it ends in order"
+    body = {"model": "writer", "prompt": [5], "n": 500, "max_tokens": 40, "temperature": 10, "seed": 1}
+    replies = []
+    client = threading.Thread(target=lambda: replies.append(post(f"{server.url}/v1/completions", body)))
+    client.start()
+    while not json.loads(urllib.request.urlopen(f"{server.url}/health", timeout=60).read())["in_work"]:
+        time.sleep(0.01)
+    assert server.end(signal.SIGTERM) == 0, "it ends in order"
+    client.join(60)
+    assert len(replies[0]["choices"]) == 500, "what was in work is answered first"
 
 
 @pytest.fixture
