@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
+from importlib.util import find_spec
 
 import pytest
 
@@ -158,6 +159,14 @@ def test_mistakes_end_in_one_line_before_work_begins(extra, message, served, mem
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_vllm_that_is_not_installed(memorised_policy, tmp_path, capsys):
+    assert annotate(memorised_policy, tmp_path / "x.jsonl", "--engine", "vllm") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "is not installed" in error
+    assert "pip install" in error
 
 
 def test_servers_of_other_weights_are_noticed(served, memorised_policy, tmp_path, capsys):
