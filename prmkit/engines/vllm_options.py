@@ -45,7 +45,8 @@ class VLLMOptions:
     """How vLLM holds and runs a model.
 
     Attributes:
-        dtype: type of weights and activations; "auto" is the folder's own.
+        dtype: type of weights and activations. "auto" is what vLLM takes for the folder: half precision where the
+            folder says float32.
         tensor_parallel_size: GPUs that share one copy of the model, at least 1.
         max_model_len: ids of prompt and completion together at most; None is the model's context.
         max_num_seqs: samples decoded together at most, at least 1.

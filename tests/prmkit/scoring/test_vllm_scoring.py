@@ -50,6 +50,9 @@ def test_reading_at_a_tag_takes_its_logits_only(tmp_path):
     assert plan.arguments["hf_overrides"] == {"classifier_from_token": ["-", "+"], "method": "no_post_processing"}
     # the tag stands behind the question, too
     assert plan.pick(EncodedSteps((7, tag, 8, tag, 9, 9, tag), (3, 6)), ["q", "a", "b"]) == ["a", "b"]
+    everywhere = plan_pooling(tmp_path, bound, every_token=True)
+    assert everywhere.arguments["pooler_config"] == {"task": "token_classify", "tok_pooling_type": "ALL"}
+    assert everywhere.pick(EncodedSteps((7, tag, 8, tag), (3,)), "abcd") == ["d"]
     with pytest.raises(StepFormatError, match="2 rows of logits for 3 places"):
         plan.pick(EncodedSteps((7, tag, 8, tag, 9, 9, tag), (3, 6)), ["q", "a"])
 
