@@ -26,7 +26,7 @@ def _divided(tensor: Tensor) -> bool:
 
 
 def writes(module: nn.Module) -> bool:
-    """Whether this process is the one that has a module's weights to write: any where they are whole, else process 0."""
+    """Whether this process has a module's weights to write: any process where they are whole, else process 0."""
     return not is_sharded(module) or dist.get_rank() == 0
 
 

@@ -62,7 +62,14 @@ def runs(tmp_path):
         def start(self, *jobs, processes=2):
             listed = tmp_path / "jobs.json"
             listed.write_text(json.dumps([asdict(job) for job in jobs]))
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+            command = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(processes),
+            ]
             command += [str(WORKER), str(listed)]
             return subprocess.run(command, timeout=500, capture_output=True, text=True, env=ENVIRONMENT)
 
@@ -185,7 +192,7 @@ def test_another_number_of_processes_goes_on(runs):
 
 @pytest.mark.slow
 def test_killed_while_shards_are_written(runs):
-    """One of two processes dies with half a shard written: the checkpoint of before is the newest, and goes on exactly."""
+    """One of two processes dies with half a shard written: the checkpoint of before is the newest, and goes on."""
     (whole,) = runs.there(runs.job("whole", rows=2, strategy="zero3", save_at=2, checkpoint="a.ckpt"))
     killed = runs.job("killed", rows=2, strategy="zero3", save_at=4, checkpoint="b.ckpt", kill_in_save=True)
     assert runs.start(killed).returncode != 0

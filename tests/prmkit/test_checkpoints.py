@@ -141,7 +141,9 @@ def test_code_in_shards_is_seen_without_running_it(tmp_path, monkeypatch):
     torch.save({"w": torch.ones(2), "size": torch.Size([2])}, tmp_path / "good.pt")
     check_pickles([tmp_path / "good.pt"])
     torch.save({"w": Code()}, tmp_path / "bad.pt")
-    with pytest.raises(PrmkitError, match=r"bad\.pt: refused, it holds more than tensors and plain values \(posix\.mkdir"):
+    with pytest.raises(
+        PrmkitError, match=r"bad\.pt: refused, it holds more than tensors and plain values \(posix\.mkdir"
+    ):
         check_pickles([tmp_path / "bad.pt"])
     folder = publish(tmp_path / "a.ckpt", 1)
     torch.save({"loops": Code()}, folder / TRAINER_FILE)
