@@ -71,7 +71,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises PrmkitError for a file that is missing, incomplete, or holds anything else.
         """
         if Path(path).is_dir():
-            return sharded_state(path, weights_only is not False)
+            return sharded_state(Path(path), weights_only is not False)
         try:
             loaded: dict[str, Any] = super().load_checkpoint(
                 path,

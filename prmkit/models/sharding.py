@@ -22,7 +22,8 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def _divided(tensor: Tensor) -> bool:
-    return hasattr(tensor, "ds_id") and tensor.ds_status.name != "AVAILABLE"
+    status = getattr(tensor, "ds_status", None)  # set by DeepSpeed
+    return status is not None and status.name != "AVAILABLE"
 
 
 def writes(module: nn.Module) -> bool:
