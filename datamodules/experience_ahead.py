@@ -2,8 +2,8 @@
 
 The weights that sample are those of the beginning of the present iteration, so that the loss needs its importance
 correction (`prmkit.losses.importance_correction`). What is sampled depends on those weights and on the numbers of the
-prompts, never on how far training has come meanwhile. A checkpoint therefore holds the weights, and a resumed run samples
-the same again.
+prompts, never on how far training has come meanwhile. A checkpoint therefore holds the weights, and a resumed run
+samples the same again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prmkit.models.lora import merged_state_dict
 from prmkit.rewards import RewardsConfig
 from prmkit.rollouts import Group
 
-__all__ = ["Sampled", "SamplingAhead", "check_ahead"]
+__all__ = ["Sampled", "SamplingAhead", "check_ahead", "timed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +112,7 @@ class SamplingAhead:
         self._pending = _Pending(weights, position, version, result)
 
 
-def timed(
-    waves: Callable[[HFEngine, int], tuple[list[Group], list[Group], int]],
-) -> Sample:
+def timed(waves: Callable[[HFEngine, int], tuple[list[Group], list[Group], int]]) -> Sample:
     """A `Sample` from a function that samples."""
 
     def sample(engine: HFEngine, position: int, version: int) -> Sampled:
