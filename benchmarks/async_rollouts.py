@@ -7,7 +7,8 @@ that two threads have two cores. Written to results/async_rollouts.json, with an
 
 - seconds_per_iteration: mean over the iterations after the second, of all seeds, validation left out.
 - speedup: the quotient.
-- outcome: the verifier's mean over the rollouts of the last five iterations, by seed; pass_at_1: on the validation split.
+- outcome: the verifier's mean over the rollouts of the last five iterations, by seed; pass_at_1: on the validation
+  split.
 - importance_weight, importance_cut, generator_kl: means over those iterations: how far the samples are off-policy.
 """
 
@@ -38,9 +39,8 @@ def fit(root: Path, ahead: bool, seed: int, arguments: argparse.Namespace) -> li
     trainer |= {"default_root_dir": str(root), "max_epochs": arguments.iterations, "logger": False}
     trainer |= {"check_val_every_n_epoch": arguments.iterations, "enable_progress_bar": False}
     trainer["enable_checkpointing"] = False
-    trainer["callbacks"] = [
-        {"class_path": "_iterations.Iterations", "init_args": {"path": str(root / "figures.jsonl")}}
-    ]
+    counted = {"class_path": "_iterations.Iterations", "init_args": {"path": str(root / "figures.jsonl")}}
+    trainer["callbacks"] = [counted]
     config["seed_everything"] = seed
     config["model"]["init_args"]["source"]["path"] = str(arguments.policy)
     data |= {"ahead": ahead, "iteration": {"prompts": arguments.prompts}}
