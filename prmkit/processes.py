@@ -20,8 +20,10 @@ from typing import Any
 
 from prmkit.errors import PrmkitError
 
-__all__ = ["Exit", "run_process"]
+__all__ = ["END_WITH_PARENT", "Exit", "end_with_parent", "run_process"]
 
+END_WITH_PARENT = "PRMKIT_END_WITH_PARENT"
+"""Variable that asks `prm fit` to call `end_with_parent`: workers that torchrun starts outlive it otherwise."""
 POLL_SECONDS = 0.2
 PR_SET_PDEATHSIG = 1
 
@@ -181,3 +183,10 @@ def _bind_to_parent(parent: int) -> Callable[[], None] | None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return bind
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it dies. On Linux; elsewhere nothing happens."""
+    bind = _bind_to_parent(os.getppid())
+    if bind is not None:
+        bind()
