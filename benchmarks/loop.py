@@ -16,7 +16,13 @@ this is started again. Written to results/loop.json:
 - runs: by seed, figures of the first pair, the second and the control's, and both differences.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+import sys
+
+# A neighbour of this file has the name of the package `registry`; the folder, which Python puts first, comes last.
+sys.path.append(sys.path.pop(0))
 
 import argparse
 import asyncio
@@ -25,7 +31,6 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
