@@ -16,7 +16,6 @@ this is started again. Written to results/loop.json:
 - runs: by seed, figures of the first pair, the second and the control's, and both differences.
 """
 
-# ruff: noqa: E402
 from __future__ import annotations
 
 import sys
