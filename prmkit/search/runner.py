@@ -9,9 +9,11 @@ scored tokens are counted as if the search had the scorer to itself.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -30,6 +32,8 @@ __all__ = ["RunParams", "Searcher", "grade_traces", "run_search", "search_all", 
 # What may go wrong with one problem without saying anything about the others: its text, its data, a server's reply.
 # Everything else is a defect or the end of the engine, and ends the run; what was acknowledged stays.
 ISOLATED = (PrmkitError, ValueError, OSError)
+
+_COLLECT_EVERY = 100_000  # new objects between two looks of the cycle collector at the youngest; Python has 700
 
 OnRow = Callable[[SearchRow], None]
 
@@ -167,7 +171,8 @@ def run_search(
     def write(rows: list[SearchRow]) -> None:
         output.append([row.to_json() for row in rows], seconds())
 
-    asyncio.run(_in_chunks(problems, _several(searchers), params, output.chunks, write, on_row))
+    with _patient_collector():
+        asyncio.run(_in_chunks(problems, _several(searchers), params, output.chunks, write, on_row))
     output.finish(seconds())
     return float(output.state["seconds"])
 
@@ -180,8 +185,21 @@ def search_all(
 ) -> list[SearchRow]:
     """The rows of `run_search`, kept in memory. Arguments and errors as there."""
     rows: list[SearchRow] = []
-    asyncio.run(_in_chunks(problems, _several(searchers), params, 0, rows.extend, on_row))
+    with _patient_collector():
+        asyncio.run(_in_chunks(problems, _several(searchers), params, 0, rows.extend, on_row))
     return rows
+
+
+@contextmanager
+def _patient_collector() -> Iterator[None]:
+    """Python's cycle collector runs less often: it would look at the trees of all searches in work again and again, for
+    half of the time that searches themselves take."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], _COLLECT_EVERY) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _several(searchers: Searcher | Sequence[Searcher]) -> tuple[Searcher, ...]:
