@@ -41,22 +41,15 @@ class Pair:
         """Rows of all methods at equal token budgets."""
         return self._search("curves", "--config", "configs/search/methods.yaml", "--prm", str(self.prm))
 
-    def guided(self, name: str, prms: Sequence[Path], methods: Sequence[str], budgets: str) -> list[SearchRow]:
-        """Rows of some methods under one PRM or the lowest score of several, budgets in samples."""
-        settings = [part for m in methods if m != "best_of_n" for part in (f"--{m}.aggregation=product",)]
-        settings += [f"--{m}.step_tokens=16" for m in methods if m != "best_of_n"]
+    def guided(self, name: str, prms: Sequence[Path], methods: Sequence[str], *settings: str) -> list[SearchRow]:
+        """Rows of some methods with 4, 16 and 64 samples, under one PRM or the lowest score of several."""
+        shape = [
+            f"--{m}.{part}" for m in methods if m in STEPWISE for part in ("aggregation=product", "step_tokens=16")
+        ]
         models = [part for path in prms for part in ("--prm", str(path))]
-        sizes = (
-            "--method",
-            ",".join(methods),
-            "--budgets",
-            budgets,
-            "--sampling.max_tokens",
-            "64",
-            "--greedy",
-            "false",
-        )
-        return self._search(name, *models, *sizes, *settings, "--in_flight", "256", "--engine.max_rows", "256")
+        sizes = ("--method", ",".join(methods), "--budgets", "4,16,64", "--sampling.max_tokens", "64")
+        fast = ("--greedy", "false", "--in_flight", "256", "--engine.max_rows", "256", "--chunk", "60")
+        return self._search(name, *models, *sizes, *fast, *shape, *settings)
 
     def retrained(self, problems: int) -> Path:
         """A PRM that also learned from what misled searches under the first one, on problems of the training split."""
@@ -99,18 +92,30 @@ class Pair:
         return "--seed", str(self._number)
 
 
-def over_optimisation(pairs: Sequence[Pair], train_problems: int, budgets: str = "4,16,64") -> dict[str, Any]:
+def over_optimisation(pairs: Sequence[Pair], train_problems: int) -> dict[str, Any]:
     """{guide: {method: {samples: figures}}}: under a pair's own PRM; under the lowest score of all pairs' PRMs; under a
-    PRM retrained on the search's own traces; and under the lowest score of that and the other pairs' PRMs."""
-    methods = ("best_of_n", *STEPWISE)
-    rows: dict[str, list[SearchRow]] = {"own": [], "min_of_all": [], "retrained": [], "min_with_retrained": []}
+    PRM retrained on the search's own traces; and under the lowest score of that and the other pairs' PRMs.
+    `beam_search_places` is beam search with merge_equal = false."""
+    searches: dict[str, list[SearchRow]] = {}
+    places: dict[str, list[SearchRow]] = {}
     for pair in pairs:
         others = [other.prm for other in pairs if other is not pair]
         retrained = pair.retrained(train_problems)
-        guides = ([pair.prm], [pair.prm, *others], [retrained], [retrained, *others])
-        for (name, found), guide in zip(rows.items(), guides, strict=True):
-            found += pair.guided(name, guide, methods, budgets)
-    return {name: by_method(found) for name, found in rows.items()}
+        guides = {
+            "own": [pair.prm],
+            "min_of_all": [pair.prm, *others],
+            "retrained": [retrained],
+            "min_with_retrained": [retrained, *others],
+        }
+        for name, guide in guides.items():
+            found = pair.guided(name, guide, ("best_of_n", *STEPWISE))
+            searches.setdefault(name, []).extend(found)
+            apart = pair.guided(f"{name}-places", guide, ("beam_search",), "--beam_search.merge_equal=false")
+            places.setdefault(name, []).extend(apart)
+    return {
+        name: {**by_method(found), "beam_search_places": by_method(places[name])["beam_search"]}
+        for name, found in searches.items()
+    }
 
 
 def by_method(rows: Sequence[SearchRow]) -> dict[str, Any]:
