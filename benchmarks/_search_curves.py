@@ -6,13 +6,20 @@ benchmark that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prmkit.cli import main as prm
+from prmkit.evaluation.accuracy import mean_and_se, problem_accuracy, samples_from_rows
 from prmkit.evaluation.comparison import comparison_figures, levels_of
+from prmkit.models import PRMModel
+from prmkit.scoring import EnsembleScorer, PRMScorer
+from prmkit.scoring.ensemble import PESSIMISMS
 from prmkit.search.rows import SearchRow, read_rows
+from prmkit.types import StepScorer
 
 HEADLINE = "product_vote"
 SELECTIONS = ("majority", "product_vote", "product_max", "last_vote", "last_max", "min_vote", "min_max", "oracle")
@@ -32,6 +39,7 @@ class Pair:
 
     def __init__(self, folder: Path, number: int, problems: int, work: Path) -> None:
         self.policy, self.prm = folder / "sft/policy", folder / "prm/model"
+        self.samples = folder / "search/rows.jsonl"
         self._labels = folder / "annotate/annotations.jsonl"
         self._number, self._problems = number, problems
         self._work = work / f"pair{number}"
@@ -116,6 +124,41 @@ def over_optimisation(pairs: Sequence[Pair], train_problems: int) -> dict[str, A
         name: {**by_method(found), "beam_search_places": by_method(places[name])["beam_search"]}
         for name, found in searches.items()
     }
+
+
+def rescored(pairs: Sequence[Pair], problems: int) -> dict[str, Any]:
+    """{guide: {selection: {samples: {mean, se}}}}: the samples of the demos' own best-of-N, scored by a pair's own PRM and
+    by those of all pairs together; problems of all pairs as one set. Costs no sample."""
+    scorers = [PRMScorer(PRMModel.from_pretrained(pair.prm).eval()) for pair in pairs]
+    rows: dict[str, list[SearchRow]] = {}
+    for pair, own in zip(pairs, scorers, strict=True):
+        guides: dict[str, StepScorer] = {"own": own}
+        guides |= {how: EnsembleScorer([own, *(s for s in scorers if s is not own)], how) for how in PESSIMISMS}
+        sampled = list(read_rows(pair.samples))[:problems]
+        for name, guide in guides.items():
+            rows.setdefault(name, []).extend(asyncio.run(_scored(sampled, guide)))
+    found = {}
+    for name, each in rows.items():
+        samples = samples_from_rows(each)
+        sizes = [n for n in (1, 4, 8, 16, 32) if n <= samples.n]
+        found[name] = {
+            selection: {str(n): mean_and_se(problem_accuracy(samples, selection, n)).to_json() for n in sizes}
+            for selection in SELECTIONS
+        }
+    return found
+
+
+async def _scored(rows: Sequence[SearchRow], scorer: StepScorer) -> list[SearchRow]:
+    """Rows with the scores of another scorer on their finished traces."""
+
+    async def one(row: SearchRow) -> SearchRow:
+        texts = list(dict.fromkeys(trace.steps for trace in row.traces if trace.finish == "stop" and trace.steps))
+        replies = await asyncio.gather(*(scorer.score(row.question, steps) for steps in texts))
+        scores = {steps: reply.values for steps, reply in zip(texts, replies, strict=True)}
+        traces = [replace(t, scores=scores.get(t.steps) if t.finish == "stop" else None) for t in row.traces]
+        return replace(row, traces=tuple(traces))
+
+    return await asyncio.gather(*map(one, rows))
 
 
 def by_method(rows: Sequence[SearchRow]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ Written to results/search.json, parts that are not asked for as they were:
     16 already; engine_tokens_per_second_by_rows tells what larger ones can bring at most.
 - engine_calls_by_problems, engine_calls_by_steps: batches that the stand-in ran, by number of problems and by depth.
 - curves: accuracy by method at equal token budgets (configs/search/methods.yaml), problems of all pairs together.
+- rescored: accuracy by guide, selection and samples of the demos' own samples; see `_search_curves.rescored`.
 - over_optimisation: accuracy by guide, method and samples; see `_search_curves.over_optimisation`.
 """
 
@@ -30,7 +31,7 @@ from typing import Any
 
 import torch
 from _environment import RESULTS, write_result
-from _search_curves import HEADLINE, Pair, by_method, over_optimisation
+from _search_curves import HEADLINE, Pair, by_method, over_optimisation, rescored
 
 from prmkit.engines import HFEngine
 from prmkit.engines.driver import Driver, Job
@@ -52,7 +53,7 @@ from prmkit.types import Completion, Engine, GenerationRequest, Problem, StepSco
 LATENCY = 0.1  # a step of 20 tokens at 5 ms each, whatever the size of the batch
 STEPS = 8
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-PARTS = ("throughput", "curves", "over_optimisation")
+PARTS = ("throughput", "curves", "rescored", "over_optimisation")
 
 
 class Server:
@@ -253,6 +254,9 @@ def main() -> None:
         if arguments.picture is not None:
             title = f"accumulator, test: {len(pairs)} pairs, {figures['curves']['problems']} problems"
             save_figure(comparison_figure(comparison_figures(rows, HEADLINE), "tokens", title), arguments.picture)
+    if "rescored" in arguments.parts and not arguments.quick:
+        found = rescored(pairs, arguments.problems)
+        figures["rescored"] = {"pairs": len(pairs), "problems_a_pair": arguments.problems, **found}
     if "over_optimisation" in arguments.parts and not arguments.quick:
         figures["over_optimisation"] = over_optimisation(pairs, arguments.train_problems)
     if not arguments.quick:
