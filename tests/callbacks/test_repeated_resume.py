@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from callbacks.resume_progress import ResumeProgress
+from callbacks.exact_resume import ExactResume
 
 EPOCHS, BATCHES = 3, 3
 
@@ -64,7 +64,7 @@ class StopAt(Callback):
 def fit(path, stop: int | None, resume: bool) -> list[tuple[int, int, int]]:
     module = Diary()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    callbacks = [ResumeProgress(), StopAt(stop, path)]
+    callbacks = [ExactResume(), StopAt(stop, path)]
     trainer = Trainer(**quiet, enable_checkpointing=False, max_epochs=EPOCHS, callbacks=callbacks)
     try:
         trainer.fit(module, Loader(), ckpt_path=path if resume else None, weights_only=True)
