@@ -1,8 +1,8 @@
 """Two nodes on one machine: an elastic agent each, as `torchrun` runs it, with one worker; to be killed and restarted.
 
-A node is a process session of its own. What is loaded before the nodes start is shared with all of them by fork, so that
-a restart costs a second and not the ten of a fresh Python. Nodes meet on loopback, or are two hosts: network namespaces
-with an interface each.
+A node is a process session of its own. What is loaded before the nodes start is shared with all of them by fork, so
+that a restart costs a second and not the ten of a fresh Python. Nodes meet on loopback, or are two hosts: network
+namespaces with an interface each.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def loopback() -> tuple[Host, Host]:
 
 
 class namespaces:  # noqa: N801 - used like `loopback`
-    """Context: two network namespaces joined by a pair of interfaces. OSError or CalledProcessError where not allowed."""
+    """Context: two joined network namespaces. OSError or CalledProcessError where they are not allowed."""
 
     def __init__(self) -> None:
         self._tag = f"prm{os.getpid() % 100000}"
@@ -100,6 +100,8 @@ def _node(number: int, host: Host, endpoint: str, argv: list[str], log: Path) ->
     if host.namespace is not None:
         _enter(host.namespace)
     os.environ |= {"GLOO_SOCKET_IFNAME": host.interface, "OMP_NUM_THREADS": "1"}
+    # An agent that goes on from one round to the next would not tell a new peer where the workers' store is.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     config = LaunchConfig(
         min_nodes=2,
         max_nodes=2,
@@ -152,7 +154,7 @@ class Cluster:
         return False
 
     def kill(self, number: int, how: str) -> None:
-        """Kill a node: "node" its agent and worker by SIGKILL; "worker" the worker only; "term" the agent by SIGTERM."""
+        """SIGKILL to a "node" (agent and worker), SIGKILL to its "worker" only, or SIGTERM to the agent ("term")."""
         node = self._nodes[number]
         if node.pid is None or not node.is_alive():
             return

@@ -13,14 +13,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import transformers.models.llama.modeling_llama  # noqa: F401 - imported once, for all children
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+import lightning_modules.grpo
+import lightning_modules.ppo  # noqa: F401 - likewise
+from datamodules.prompts import PromptConfig, open_prompts
+from lightning_modules.formats import bind_format
+from prmkit.cli.trainer_cli import PrmCLI, run_trainer
+from prmkit.engines import HFEngine
 from prmkit.errors import PrmkitError
 from prmkit.io import read_json, write_json
+from prmkit.models import ModelSource, build_policy
+from prmkit.rewards import RewardsConfig
+from prmkit.rollouts import Judge, roll_out
+from prmkit.types import SamplingParams
 
 __all__ = ["IterationClock", "examine", "fit", "forked"]
 
-PROBLEMS, SAMPLES = 300, 4
+PROBLEMS, SAMPLES = 300, 2
 
 
 class IterationClock(Callback):
@@ -61,11 +72,10 @@ def _now() -> tuple[float, float]:
 
 def fit(config: str, settings: Sequence[str], root: Path) -> dict[str, Any]:
     """`prm fit` here and now; what its clock wrote, and what guards said."""
-    from prmkit.cli.trainer_cli import PrmCLI, run_trainer
-
     clock = {"class_path": "_policy_runs.IterationClock", "init_args": {"path": str(root / "clock.jsonl")}}
     arguments = ["--config", config, "--trainer.default_root_dir", str(root), "--trainer.logger", "false"]
     arguments += ["--trainer.enable_progress_bar", "false", "--trainer.callbacks.4", json.dumps(clock)]
+    arguments += ["--trainer.check_val_every_n_epoch", "1000000"]
     cli = PrmCLI("fit", [*arguments, *settings])
     status = run_trainer(cli)
     if status:
@@ -81,14 +91,6 @@ def fit(config: str, settings: Sequence[str], root: Path) -> dict[str, Any]:
 
 def examine(policy: Path, seed: int = 0) -> dict[str, float]:
     """pass@1 by split: SAMPLES solutions at temperature 1 for PROBLEMS problems each, which nothing was trained on."""
-    from datamodules.prompts import PromptConfig, open_prompts
-    from lightning_modules.formats import bind_format
-    from prmkit.engines import HFEngine
-    from prmkit.models import ModelSource, build_policy
-    from prmkit.rewards import RewardsConfig
-    from prmkit.rollouts import Judge, roll_out
-    from prmkit.types import SamplingParams
-
     source = ModelSource(path=str(policy))
     bound = bind_format(source, None)
     engine = HFEngine(build_policy(source, bound.tokenizer).eval(), bound, max_rows=256)

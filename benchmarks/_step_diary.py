@@ -23,7 +23,12 @@ class StepDiary(Callback):
         self.dirpath = Path(dirpath)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002 - called by Lightning
+        outputs: Any,  # noqa: ARG002
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
     ) -> None:
         logged = {name: value.item() for name, value in trainer.callback_metrics.items() if not name.endswith(CLOCK)}
         line = {"step": trainer.global_step, "epoch": trainer.current_epoch, "ids": list(batch.ids), "metrics": logged}

@@ -4,13 +4,15 @@
 
 Every pair is the folder of a `prm demo` run, and its place in the list the seed of its experiments. An experiment is
 `prm fit` on a shipped config with a few settings changed (EXPERIMENTS), in a process of its own; the policy that it
-leaves is then examined: pass@1 of 4 samples at temperature 1 for 300 problems each of the splits validation and hard,
+leaves is then examined: pass@1 of 2 samples at temperature 1 for 300 problems each of the splits validation and hard,
 which nothing was trained on (standard error at most .02). Experiments that are done are not repeated: the benchmark may
 be interrupted. With --trl, TRL's GRPOTrainer does the updates of `grpo` in an environment of its own (trl_grpo.py).
 
-Written to results/policy.json:
+Written to results/policy.json, and with prm_only_raw a picture to docs/policy_over_optimisation.png:
 
-- before, pass_at_1: by split, before and after every experiment, for every seed.
+- before: pass@1 by split; runs: by experiment and seed, pass@1 after it and what follows. Experiments whose name ends
+  in hotter_prm and refreshed_prm train a PRM first: on solutions at temperature 1.6 too, and on those of the policy
+  after 10 updates, from which they go on.
 - grpo_pass_at_1, ppo_pass_at_1: worst seed, split validation.
 - tokens_ratio_process_vs_outcome: tokens sampled until the rollouts' outcome first reaches .8 in the mean of three
   iterations, outcome + process (min form) over outcome alone, means over seeds; null where one does not get there.
@@ -31,12 +33,17 @@ from pathlib import Path
 from typing import Any
 
 from _environment import write_result
+from _policy_plot import draw_exhibit
+from _policy_prms import hotter_prm, refreshed_pair
 from _policy_runs import examine, fit, forked
+from _policy_trl import compare
 
 from prmkit.errors import DataError
 
-GRPO, PPO = "configs/grpo/accumulator.yaml", "configs/ppo/accumulator.yaml"
+GRPO, PRIME, PPO = "configs/grpo/accumulator.yaml", "configs/grpo/prime.yaml", "configs/ppo/accumulator.yaml"
 VERIFIER_WATCHES = ("--data.rewards.outcome.weight", "0")
+TRL_UPDATES = 8
+PICTURE = Path(__file__).parent.parent / "docs" / "policy_over_optimisation.png"
 NO_CHECKPOINTS = ("--trainer.callbacks.0.init_args.every_n_train_steps", "1000000")
 
 
@@ -56,16 +63,12 @@ def prm_only(form: str, *settings: str) -> tuple[str, tuple[str, ...]]:
     return GRPO, (*VERIFIER_WATCHES, *process(form), *settings)
 
 
-PRIME = (
-    *("--model.advantage.outcome", "rloo", "--model.advantage.process", "token_baseline", "--model.credit", "tokens"),
-    *("--data.rewards.implicit.beta", "0.05", "--model.implicit.lr", "5.0e-4"),
-)
 EXPERIMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "grpo": (GRPO, ()),
     "ppo": (PPO, ()),
     "grpo_outcome_and_min": (GRPO, process("min")),
     "grpo_outcome_and_progress": (GRPO, process("progress")),
-    "grpo_prime": (GRPO, PRIME),
+    "grpo_prime": (PRIME, ()),
     "ppo_steps": (PPO, ("--model.levels", "steps")),
     "prm_only_raw": prm_only("raw", *guarded()),
     "prm_only_guarded": prm_only("raw", *guarded(rollback=True)),
@@ -77,6 +80,8 @@ EXPERIMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "prm_only_min_strong_kl": prm_only("min", "--model.kl.weight", "0.2", *guarded()),
     "prm_only_min_kl_target": prm_only("min", "--model.kl.weight", "0.1", "--model.kl.target", "0.05", *guarded()),
 }
+OTHER_PRMS = {"prm_only_min_hotter_prm": prm_only("min"), "prm_only_min_refreshed_prm": prm_only("min")}
+EXPERIMENTS |= {name: (config, (*settings, *guarded())) for name, (config, settings) in OTHER_PRMS.items()}
 TRIALS = {"grpo": 3, "ppo": 3, "prm_only_guarded": 3, "grpo_outcome_and_min": 3}  # seeds at most; all others have one
 
 
@@ -84,9 +89,14 @@ def train(name: str, seed: int, pair: Path, out: Path, more: Sequence[str]) -> d
     """One experiment with one seed."""
     config, settings = EXPERIMENTS[name]
     root = out / f"{name}-{seed}"
-    with_prm = ("--data.prm.path", str(pair / "prm" / "model")) if "--data.rewards.process.form" in settings else ()
+    policy, model = pair / "sft" / "policy", pair / "prm" / "model"
+    if name == "prm_only_min_hotter_prm":
+        policy, model = hotter_prm(pair, out, seed)
+    elif name == "prm_only_min_refreshed_prm":
+        policy, model = refreshed_pair(pair, out, seed, *OTHER_PRMS[name])
+    with_prm = ("--data.prm.path", str(model)) if "--data.rewards.process.form" in settings else ()
     arguments = (*settings, *with_prm, *NO_CHECKPOINTS, "--seed_everything", str(seed), *more)
-    arguments += ("--model.source.path", str(pair / "sft" / "policy"))
+    arguments += ("--model.source.path", str(policy))
 
     def work() -> dict[str, Any]:
         return {**fit(config, arguments, root), "pass_at_1": examine(root / "policy")}
@@ -136,7 +146,16 @@ def main() -> None:
             run = train(name, seed, pair, arguments.out, more)
             runs.setdefault(name, {})[str(seed)] = run
             print(f"{name}, seed {seed}: {run['pass_at_1']}, {run['cpu_seconds']:.0f} CPU-s", flush=True)
+    versus: dict[str, Any] = {}
+    if arguments.trl is not None:
+        updates = 3 if arguments.quick else TRL_UPDATES
+        policy = arguments.pairs[0] / "sft" / "policy"
+        versus = compare(arguments.trl, GRPO, policy, arguments.out / "trl", updates)
+        print(f"TRL: {json.dumps(versus)}", flush=True)
     figures = {
+        "speedup_vs_trl_grpo": versus.get("speedup"),
+        "peak_memory_vs_trl_grpo": versus.get("memory"),
+        "versus_trl": versus,
         "grpo_pass_at_1": worst(runs.get("grpo", {})),
         "ppo_pass_at_1": worst(runs.get("ppo", {})),
         "tokens_ratio_process_vs_outcome": ratio(runs, "grpo_outcome_and_min", "grpo"),
@@ -147,6 +166,10 @@ def main() -> None:
     print(json.dumps({name: value for name, value in figures.items() if name != "runs"}, indent=2))
     if not arguments.quick:
         print(write_result("policy", figures, ("torch", "lightning", "transformers")))
+        exhibit = runs.get("prm_only_raw", {}).get("0")
+        if exhibit is not None:
+            draw_exhibit(exhibit, PICTURE, runs.get("grpo", {}).get("0"))
+            print(PICTURE)
 
 
 if __name__ == "__main__":

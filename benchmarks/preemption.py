@@ -3,13 +3,14 @@
     python benchmarks/preemption.py [--kills 20] [--kills_a_run 5] [--seed 0] [--hosts loopback|namespaces]
                                     [--iterations 12] [--result preemption]
 
-GRPO on the built-in task over two nodes with a process each (DDP, gloo), elastic agents as torchrun's, a checkpoint every
-optimiser step. A kill is SIGKILL to a node (agent and worker), SIGKILL to its worker alone, or SIGTERM to the agent, drawn
-at random with the node and the moment: from the start of the processes on to the third step after they go on. What dies is
-started again with the same command, `--ckpt_path last`. Runs follow until all kills are done. Written to results/:
+GRPO on the built-in task over two nodes with a process each (DDP, gloo), elastic agents as torchrun's, a checkpoint
+every optimiser step. A kill is SIGKILL to a node (agent and worker), SIGKILL to its worker alone, or SIGTERM to the
+agent, drawn at random with the node and the moment: from the start of the processes on to the third step after they go
+on. What dies is started again with the same command, `--ckpt_path last`. Runs follow until all kills are done. Written
+to results/:
 
-- kills_survived: kills of runs whose every step, on either rank, had the sample ids and metrics of the undisturbed run, bit
-  for bit, and whose weights and last metrics are the same; kills is how many there were.
+- kills_survived: kills of runs whose every step, on either rank, had the sample ids and metrics of the undisturbed run,
+  bit for bit, and whose weights and last metrics are the same; kills is how many there were.
 - by_kind: kills by kind and node.
 - steps_repeated: share of optimiser steps that were done twice or more.
 - seconds_undisturbed, seconds_with_kills: wall clock of a run, the latter the mean.
@@ -147,8 +148,8 @@ def run(hosts: tuple[Host, Host], arguments: argparse.Namespace, folder: Path) -
         steps += _lines(root)
         done += kills
         survived += 0 if wrong else len(kills)
-        print(f"run {len(seconds)}: {', '.join(kills)}; {cluster.starts} starts; {seconds[-1]:.0f} s; {wrong or 'same'}")
-        sys.stdout.flush()
+        what = f"{', '.join(kills)}; {cluster.starts} starts; {seconds[-1]:.0f} s; {wrong or 'same'}"
+        print(f"run {len(seconds)}: {what}", flush=True)
     expected = len(seconds) * _lines(whole)
     return {
         "kills": len(done),
@@ -172,8 +173,8 @@ def main() -> None:
     parser.add_argument("--result", default="preemption", help="name of the file in results/, or a path")
     arguments = parser.parse_args()
     # Shared with the nodes by fork, so that they start at once.
-    import datamodules.experience
-    import lightning_modules.grpo
+    import datamodules.experience  # noqa: F401
+    import lightning_modules.grpo  # noqa: F401
     import prmkit.cli.trainer_cli  # noqa: F401
 
     hosts = nullcontext(loopback()) if arguments.hosts == "loopback" else namespaces()

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from prmkit.checkpoints import newest_checkpoint, remove_checkpoint, remove_leftovers, sharded_state, sync
+from prmkit.checkpoints import newest_checkpoint, remove_checkpoint, remove_leftovers, sync
+from prmkit.checkpoints.sharded import sharded_state
 from prmkit.errors import PrmkitError
 
 __all__ = ["AtomicCheckpointIO", "newest_checkpoint"]
@@ -70,7 +71,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises PrmkitError for a file that is missing, incomplete, or holds anything else.
         """
         if Path(path).is_dir():
-            return sharded_state(path, weights_only is not False)
+            return sharded_state(Path(path), weights_only is not False)
         try:
             loaded: dict[str, Any] = super().load_checkpoint(
                 path,

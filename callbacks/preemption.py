@@ -92,7 +92,9 @@ class Preemption(Callback):
 
     def _listen(self) -> None:
         if threading.current_thread() is not threading.main_thread():
-            logger.warning("preemption: signals reach the main thread only; this fit, in another, will not stop on them")
+            logger.warning(
+                "preemption: signals reach the main thread only; this fit, in another, will not stop on them"
+            )
             return
         for number in self._signals:
             before = signal.signal(number, self._on_signal)

@@ -62,7 +62,7 @@ class RewardGuards(Callback):
 
     Attributes:
         warnings: (optimiser step, what was over its limit) of every warning, in order.
-        good_step: optimiser step of the weights that a rollback goes back to.
+        good_step: optimiser step of the last weights whose rollouts no guard minded: those a rollback goes back to.
     """
 
     def __init__(
@@ -175,9 +175,9 @@ class RewardGuards(Callback):
 
     def _remember(self, trainer: Trainer, module: LightningModule) -> None:
         """Keep the weights that sampled this iteration."""
+        self.good_step = trainer.global_step
         if self.rollback:
             self._good = {n: p.detach().cpu().clone() for n, p in module.named_parameters() if p.requires_grad}
-            self.good_step = trainer.global_step
 
     def _go_back(self, module: LightningModule) -> None:
         assert self._good is not None

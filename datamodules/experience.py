@@ -91,6 +91,8 @@ class ExperienceDataModule(LightningDataModule):
         dynamic_sampling: which groups are kept; None keeps all.
         evaluation: how the policy is examined.
         engine: how solutions are sampled.
+        ahead: sample the next iteration while this one is trained on, with the weights that this one began with. The
+            samples are one iteration old when they are trained on; `model.correction` weighs them accordingly.
         scoring_tokens: padded tokens in one pass without gradient (log-probabilities, values), at least 1.
         seed: of the order of prompts and of the samples.
 
@@ -114,6 +116,7 @@ class ExperienceDataModule(LightningDataModule):
         engine: EngineOptions = EngineOptions(),  # noqa: B008
         scoring_tokens: int = 16384,
         seed: int = 0,
+        ahead: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("max_tokens", max_tokens), ("scoring_tokens", scoring_tokens)):
@@ -124,7 +127,7 @@ class ExperienceDataModule(LightningDataModule):
         if rewards.implicit is not None and rewards.outcome is None:
             raise ConfigError("data.rewards.outcome", None, "a part, of weight 0 at least: it trains the implicit PRM")
         self._prompts, self._validation, self._iteration = prompts, validation, iteration
-        self._evaluation, self._seed = evaluation, seed
+        self._evaluation, self._seed, self._ahead = evaluation, seed, ahead
         self._options = WorkerOptions(0, True, max_tokens, rewards, prm, dynamic_sampling, engine, scoring_tokens, seed)
         self._task: Task | None = None
         self._problems: list[Problem] = []
@@ -172,9 +175,14 @@ class ExperienceDataModule(LightningDataModule):
         rows = shape.prompts // trainer.world_size * learner.group_size
         schedule = Schedule(rows, shape.updates, shape.passes, int(trainer.accumulate_grad_batches), self._seed)
 
+        if self._ahead:
+            worker.sample_ahead(stream)
+
         def collect(iteration: int) -> Collected:
+            last = trainer.max_epochs is not None and iteration + 1 == trainer.max_epochs
             with self._whole_weights():
-                experience, sums, self._position = worker.collect(stream, self._position, trainer.global_step)
+                step = trainer.global_step
+                experience, sums, self._position = worker.collect(stream, self._position, step, last)
             self.rollouts = worker.rollouts
             report = {f"rollout/{name}": value for name, value in _means(gather(sums)).items()}
             return Collected(experience, {**report, "rollout/iteration": float(iteration)})
@@ -198,7 +206,9 @@ class ExperienceDataModule(LightningDataModule):
         """Position in prompts and iterations, and the experience of an iteration that has begun. Collective."""
         if self._loader is None:
             return {}
+        ahead = None if self._worker is None or self._worker.ahead is None else self._worker.ahead.state()
         return {
+            "ahead": ahead,
             "prompts": self._position,
             "made_with": self._made_with(),
             "ranks": gather(self._loader.state()),
@@ -217,6 +227,8 @@ class ExperienceDataModule(LightningDataModule):
             ours = state["ranks"][self.trainer.global_rank]
         self._loader.restore(ours)
         self._position = state["prompts"]
+        if self._worker is not None and self._worker.ahead is not None:
+            self._worker.ahead.restore(state.get("ahead"))
 
     def _made_with(self) -> dict[str, int]:
         shape = self._iteration

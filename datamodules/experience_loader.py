@@ -124,7 +124,7 @@ class ExperienceLoader:
         size = -(-len(rows) // self._schedule.accumulate)
         parts = [rows[start * size : (start + 1) * size] for start in range(self._schedule.accumulate)]
         batches = [experience.batch(part) if part else empty_batch(experience, self._pad_id) for part in parts]
-        totals = {
+        totals: dict[str, Any] = {
             "window_tokens": sum(int(batch.action_mask.sum()) for batch in batches),
             "window_steps": sum(0 if batch.step_starts is None else int(batch.step_starts.sum()) for batch in batches),
             "window_judged": sum(int((~batch.right.isnan() & batch.action_mask.any(1)).sum()) for batch in batches),

@@ -19,9 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from datamodules.experience_ahead import Sampled, SamplingAhead, check_ahead, timed
 from datamodules.experience_records import EvalBatch, Experience, Sums, make_experience
 from datamodules.prompts import PromptStream
 from datamodules.rollout_engines import EngineOptions, RolloutEngine, open_rollout_engine
+from prmkit.engines import HFEngine
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.losses import world_size
 from prmkit.models import PRMModel, resolve_folder
@@ -186,39 +188,59 @@ class RolloutWorker:
         right = RewardsConfig(OutcomeConfig(truncated="wrong"))
         self._examiner = Judge(right, grader, separator=separator)
         self._engine: RolloutEngine | None = None
+        self._group: dist.ProcessGroup | None = None
+        self.ahead: SamplingAhead | None = None
         self.rollouts: list[Rollout] = []
 
     def close(self) -> None:
         """End the grader's processes, and the engine."""
         self._resources.close()
 
-    def collect(self, stream: PromptStream, position: int, version: int) -> tuple[Experience, Sums, int]:
+    def sample_ahead(self, stream: PromptStream) -> None:
+        """From now on sample every iteration but the first while the one before is trained on. Collective."""
+        if self._options.engine.kind != "hf":
+            raise ConfigError("data.engine.kind", self._options.engine.kind, "hf, with data.ahead")
+        check_ahead(self._learner, self._options.rewards)
+        if world_size() > 1:  # the thread's collectives must not come between those of training
+            self._group = dist.new_group(backend="gloo")
+        sample = timed(lambda engine, position: self._waves(engine, stream, position))
+        self.ahead = SamplingAhead(self._learner.model, self._new_engine, sample)
+        self._resources.callback(self.ahead.close)
+
+    def collect(
+        self, stream: PromptStream, position: int, version: int, last: bool = False
+    ) -> tuple[Experience, Sums, int]:
         """This rank's experience of an iteration, with advantages. Collective.
 
         Args:
             stream: prompts, the same on every rank.
             position: number of the first prompt that was not drawn yet.
             version: of the weights; stamped on completions.
+            last: no iteration follows that could be sampled ahead.
 
         Returns:
             The experience, figures over this rank, and the new position.
         """
         start = time.perf_counter()
-        engine = self._synced(version)
-        groups, drawn, position = self._waves(engine, stream, position)
-        self._rest()
+        sampled = self._sampled(stream, position, version)
+        waited = time.perf_counter() - start
+        groups, drawn, position, seconds = sampled.kept, sampled.drawn, sampled.position, sampled.seconds
+        if self.ahead is not None and not last:
+            self.ahead.begin(position, version)
         self.rollouts = [rollout for group in groups for rollout in group]
-        seconds = time.perf_counter() - start
         sums = rollout_sums(rollout for group in drawn for rollout in group)
         sums["dropped"] = (float(len(drawn) - len(groups)), len(drawn))
         tokens = sum(len(rollout.token_ids) for group in drawn for rollout in group)
         sums["tokens_per_second"] = (tokens * world_size() / seconds, 1)
         sums["sampling_seconds"] = (seconds, 1)
+        if self.ahead is not None:
+            sums["waiting_seconds"] = (waited, 1)
+            sums["staleness"] = (float(version - sampled.version), 1)
         outcome = self._options.rewards.outcome
         experience = make_experience(self.rollouts, self._pad_id, None if outcome is None else outcome.right)
         experience = experience.filled(self._scored(experience))
         filled, found = self._learner.advantages(experience)
-        sums["scoring_seconds"] = (time.perf_counter() - start - seconds, 1)
+        sums["scoring_seconds"] = (time.perf_counter() - start - waited, 1)
         return experience.filled(filled), {**sums, **found}, position
 
     def evaluate(self, problems: Sequence[Problem], numbers: range, samples: int, temperature: float) -> EvalBatch:
@@ -280,6 +302,28 @@ class RolloutWorker:
         assert self._engine is not None
         self._engine.rest()
 
+    def _new_engine(self, version: int) -> HFEngine:
+        options = self._options.engine
+        return HFEngine(
+            self._learner.model,
+            self._learner.bound_format,
+            max_rows=options.max_rows,
+            cache_tokens=options.cache_tokens,
+            device=self._learner.device,
+            weight_version=version,
+        )
+
+    def _sampled(self, stream: PromptStream, position: int, version: int) -> Sampled:
+        """Groups of the iteration that begins: sampled ahead where that was begun, else now."""
+        found = None if self.ahead is None else self.ahead.take(position)
+        if found is not None:
+            return found
+        sampled = timed(lambda engine, start: self._waves(engine, stream, start))(
+            self._synced(version), position, version
+        )
+        self._rest()
+        return sampled
+
     def _waves(self, engine: Engine, stream: PromptStream, position: int) -> tuple[list[Group], list[Group], int]:
         """Kept groups in the order of prompts, all groups drawn, and the new position."""
         options, rank = self._options, dist.get_rank() if world_size() > 1 else 0
@@ -288,7 +332,7 @@ class RolloutWorker:
         for wave in range(1 if options.dynamic is None else options.dynamic.max_waves):
             missing = options.groups - len(kept)
             factor = 1.0 if options.dynamic is None else options.dynamic.oversample
-            shares = gather(math.ceil(missing * factor))
+            shares = gather(math.ceil(missing * factor), self._group)
             if not any(shares):
                 break
             if wave == 0:  # dealt out one by one, so that an optimiser step's prompts do not depend on the ranks
@@ -367,12 +411,12 @@ class RolloutWorker:
         return found
 
 
-def gather(value: Any) -> list[Any]:
-    """The value of every rank, in order of rank. Collective."""
+def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """The value of every rank, in order of rank. Collective over the group, None for that of all."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating, score_policy, summed
+from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating, summed
 from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.policy_online import OnlinePolicy
 from prmkit.advantages import (
@@ -38,7 +38,9 @@ class GRPO(OnlinePolicy):
     GRPO, GSPO, CISPO and RLOO. The loss of an optimiser step is divided once by its count over all micro-batches and
     ranks. Logs `train/...` an optimiser step (loss, policy_loss, kl, entropy, ratio, clipped_low, clipped_high,
     approximate_kl, importance_weight, importance_cut, generator_gap, generator_kl, lr, grad_norm), `rollout/...` an
-    iteration (reward and its parts, length, steps, no_signal, tokens_per_second, ...), and `val/pass_at_1`.
+    iteration (reward and its parts, length, steps, no_signal, tokens_per_second, ...), and `val/pass_at_1`. Where
+    advantages alone make the gradient, rows without any are counted and not computed: figures of an optimiser step are
+    then over the rows that were.
 
     Args:
         source: where the policy comes from; one that solves some problems already.
@@ -59,6 +61,10 @@ class GRPO(OnlinePolicy):
             advantage.outcome "rloo", advantage.process "token_baseline" and credit "tokens" this is PRIME (arXiv
             2502.01456). Logs `train/implicit_loss`, `train/implicit_accuracy`, `train/implicit_right` and
             `train/implicit_wrong` (mean total reward of right and of wrong solutions).
+        share_prefixes: compute once what solutions of a prompt in a micro-batch have in common, in training and
+            scoring: the same gradients for a fraction of the work where solutions are short or much alike. A tree of
+            solutions attends to itself by a dense mask, so long ones are better off without. Attention "sdpa" or
+            "eager" only, and no sharded parameters (FSDP, ZeRO-3).
         chunk_logits: logits held at once in the loss.
 
     Attributes:
@@ -81,10 +87,11 @@ class GRPO(OnlinePolicy):
         correction: CorrectionConfig | None = CorrectionConfig(),  # noqa: B008
         temperature: float = 1.0,
         implicit: ImplicitPRMConfig | None = None,
+        share_prefixes: bool = False,
         chunk_logits: int = CHUNK_LOGITS,
     ) -> None:
         objective = PolicyObjective(loss, kl, entropy_weight, correction, temperature)
-        super().__init__(source, step_format, optimizer, objective, reference, implicit, chunk_logits)
+        super().__init__(source, step_format, optimizer, objective, reference, implicit, share_prefixes, chunk_logits)
         if credit not in ("steps", "tokens", "trace"):
             raise ConfigError("model.credit", credit, "steps | tokens | trace")
         if not process_weight >= 0.0:
@@ -102,7 +109,7 @@ class GRPO(OnlinePolicy):
         found: dict[str, Tensor] = {}
         with evaluating(self.model):
             if not single_update:
-                scores = score_policy(self.model, input_ids, mask, self.temperature, self.chunk_logits)
+                scores = self.score(input_ids, mask)
                 found["old_logprobs"] = scores.logprobs
         return found | self.reference_fields(input_ids, mask)
 

@@ -34,7 +34,15 @@ from prmkit.losses import (
     token_logprobs,
     world_size,
 )
-from prmkit.models import ModelSource, build_policy, checked_lm_head, hidden_states, resolve_folder
+from prmkit.models import (
+    ModelSource,
+    build_policy,
+    checked_lm_head,
+    forest_states,
+    hidden_states,
+    plant_forest,
+    resolve_folder,
+)
 
 __all__ = [
     "KLPenalty",
@@ -140,7 +148,12 @@ class PolicyStep:
 
 
 def score_policy(
-    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, temperature: float, chunk_logits: int = CHUNK_LOGITS
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    mask: Tensor,
+    temperature: float,
+    chunk_logits: int = CHUNK_LOGITS,
+    share_prefixes: bool = False,
 ) -> PolicyScores:
     """Log-probabilities of the tokens that a mask marks, under softmax(logits / temperature).
 
@@ -150,12 +163,26 @@ def score_policy(
         mask: [B, T] bool, True where a token counts; False in column 0.
         temperature: above 0.
         chunk_logits: logits held at once.
+        share_prefixes: compute what rows of the same prompt have in common once (`plant_forest`).
     """
+    if share_prefixes and bool(mask.any()):
+        return _score_forest(model, input_ids, mask, temperature, chunk_logits)
     hidden = hidden_states(model.base_model, input_ids, None)
     states, tokens = predicted_positions(hidden, input_ids, mask)
     head = checked_lm_head(model)
     found = token_logprobs(states, tokens, head, head.out_features, temperature, chunk_logits)
     return PolicyScores(on_grid(found.logprobs, mask), on_grid(found.entropy, mask), states)
+
+
+def _score_forest(
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, temperature: float, chunk_logits: int
+) -> PolicyScores:
+    forest, head, device = plant_forest(input_ids, mask), checked_lm_head(model), input_ids.device
+    states = forest_states(model.base_model, forest, device)
+    tokens, edge_of = forest.edge_token.to(device), forest.edge_of.to(device)
+    found = token_logprobs(states, tokens, head, head.out_features, temperature, chunk_logits)
+    logprobs, entropy = on_grid(found.logprobs[edge_of], mask), on_grid(found.entropy[edge_of], mask)
+    return PolicyScores(logprobs, entropy, states[edge_of])
 
 
 def policy_step(scores: PolicyScores, batch: Any, objective: PolicyObjective, kl_weight: float) -> PolicyStep:
@@ -224,12 +251,14 @@ class Reference:
     Args:
         source: where the policy comes from.
         other: where the reference comes from; None is the source, or with adapters the policy without them.
+        share_prefixes: see `score_policy`.
 
     Raises:
         DataError: `other` names no model.
     """
 
-    def __init__(self, source: ModelSource, other: ModelSource | None) -> None:
+    def __init__(self, source: ModelSource, other: ModelSource | None, share_prefixes: bool = False) -> None:
+        self._share = share_prefixes
         self._source, self._by_adapters = other or source, other is None and source.lora is not None
         if other is not None and other.path is not None:
             resolve_folder(other.path)
@@ -251,11 +280,11 @@ class Reference:
         with torch.no_grad(), evaluating(policy):
             if self._by_adapters:
                 with _without_adapters(policy):
-                    return score_policy(policy, input_ids, mask, temperature).logprobs
+                    return score_policy(policy, input_ids, mask, temperature, share_prefixes=self._share).logprobs
             (model,) = self._frozen
             if model.device != input_ids.device:
                 cast(nn.Module, model).to(input_ids.device)
-            return score_policy(model, input_ids, mask, temperature).logprobs
+            return score_policy(model, input_ids, mask, temperature, share_prefixes=self._share).logprobs
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from prmkit.errors import ConfigError
@@ -89,6 +90,7 @@ class Critic(nn.Module):
         if self.trunk is not None or states is None:
             hidden = hidden_states(self.trunk or policy.base_model, input_ids, None)
             states, _ = predicted_positions(hidden, input_ids, mask)
-        with torch.autocast(input_ids.device.type, enabled=False):
-            values = self.head((states.detach() if self._detach else states).float())
+        with torch.autocast(input_ids.device.type, enabled=False):  # float32, whatever type the weights are held in
+            states = (states.detach() if self._detach else states).float()
+            values = linear(states, self.head.weight.float(), self.head.bias.float())
         return [on_grid(column.float(), mask) for column in values.unbind(1)]

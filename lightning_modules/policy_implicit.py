@@ -51,15 +51,23 @@ class ImplicitPRM(nn.Module):
         policy: the policy, whose vocabulary it must have.
         tokenizer: the policy's.
         beta: scale of the log-ratio, above 0.
+        share_prefixes: see `score_policy`.
 
     Raises:
         ConfigError: another vocabulary than the policy's.
     """
 
     def __init__(
-        self, config: ImplicitPRMConfig, source: ModelSource, policy: PreTrainedModel, tokenizer: Any, beta: float
+        self,
+        config: ImplicitPRMConfig,
+        source: ModelSource,
+        policy: PreTrainedModel,
+        tokenizer: Any,
+        beta: float,
+        share_prefixes: bool = False,
     ) -> None:
         super().__init__()
+        self._share = share_prefixes
         self.model = build_policy(config.source or source, tokenizer)
         self.beta = beta
         ours, theirs = checked_lm_head(policy).out_features, checked_lm_head(self.model).out_features
@@ -69,7 +77,7 @@ class ImplicitPRM(nn.Module):
     def forward(self, input_ids: Tensor, mask: Tensor, temperature: float, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
         """[B, T] log-probabilities of the tokens that a mask marks; see `score_policy`."""
         model = cast(PreTrainedModel, self.model)
-        return score_policy(model, input_ids, mask, temperature, chunk_logits).logprobs
+        return score_policy(model, input_ids, mask, temperature, chunk_logits, self._share).logprobs
 
     def loss(self, batch: Any, temperature: float, chunk_logits: int) -> ImplicitLossOutput:
         """Of a PolicyBatch, from its outcomes; see `implicit_prm_loss`."""

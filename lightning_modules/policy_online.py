@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from lightning_modules.optimizers import OptimizerConfig, build_optimizer
@@ -38,6 +39,7 @@ class OnlinePolicy(PolicyModule):
         objective: terms of the policy's loss.
         reference: the reference policy; None is the source, or with adapters the policy without them.
         implicit: the implicit PRM, for `data.rewards.implicit`; None for none.
+        share_prefixes: see `score_policy`.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class OnlinePolicy(PolicyModule):
         objective: PolicyObjective,
         reference: ModelSource | None,
         implicit: ImplicitPRMConfig | None,
+        share_prefixes: bool,
         chunk_logits: int,
     ) -> None:
         super().__init__(source, step_format, optimizer, chunk_logits)
         self.objective, self.temperature = objective, objective.temperature
-        self.reference = Reference(source, reference)
+        self.share_prefixes = share_prefixes
+        self.reference = Reference(source, reference, share_prefixes)
         self.reference.wanted = objective.kl.used
         self.kl_weight = objective.kl.weight
         self.implicit_config, self._beta = implicit, 0.0
@@ -60,10 +64,24 @@ class OnlinePolicy(PolicyModule):
         self.evaluation = PolicyEvaluation()
 
     def build_beside(self) -> None:
+        if self.share_prefixes:
+            self._check_sharing()
         self.reference.build(self.model, self.tokenizer)
         if self._beta > 0.0:
             assert self.implicit_config is not None
-            self.implicit = ImplicitPRM(self.implicit_config, self.source, self.model, self.tokenizer, self._beta)
+            self.implicit = ImplicitPRM(
+                self.implicit_config, self.source, self.model, self.tokenizer, self._beta, self.share_prefixes
+            )
+
+    def _check_sharing(self) -> None:
+        if getattr(self.model.config, "_attn_implementation", None) not in ("sdpa", "eager"):
+            raise ConfigError("model.share_prefixes", True, "false with attention other than sdpa and eager")
+        strategy = None if self._trainer is None else self._trainer.strategy
+        if isinstance(strategy, FSDPStrategy) or getattr(strategy, "zero_stage_3", False):
+            raise ConfigError(
+                "model.share_prefixes", True, "false where parameters are sharded",
+                "Ranks would gather them for different numbers of passes.",
+            )  # fmt: skip
 
     # -- asked by the data module (`Learner`) -------------------------------------------------------------------------
 
@@ -91,11 +109,15 @@ class OnlinePolicy(PolicyModule):
             return {}
         return {"reference_logprobs": self.reference_logprobs(input_ids, mask)}
 
+    def score(self, input_ids: Tensor, mask: Tensor) -> PolicyScores:
+        """The policy's log-probabilities; see `score_policy`."""
+        return score_policy(self.model, input_ids, mask, self.temperature, self.chunk_logits, self.share_prefixes)
+
     # -- training -----------------------------------------------------------------------------------------------------
 
     def forward_policy(self, batch: Any) -> tuple[PolicyScores, PolicyStep]:
         """The policy on a PolicyBatch, and its loss."""
-        scores = score_policy(self.model, batch.input_ids, batch.action_mask, self.temperature, self.chunk_logits)
+        scores = self.score(batch.input_ids, batch.action_mask)
         return scores, policy_step(scores, batch, self.objective, self.kl_weight)
 
     def share_of_implicit(self, batch: Any) -> tuple[Tensor | float, dict[str, MetricSum]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating, score_policy, summed
+from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating, summed
 from lightning_modules.policy_critic import Critic, CriticConfig
 from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.policy_online import OnlinePolicy
@@ -47,7 +47,7 @@ class PPO(OnlinePolicy):
             its tokens (`two_level_gae`); steps and outcomes then reward steps, and only rewards of tokens tokens.
         whiten: advantages get mean 0 and deviation 1 over the iteration.
         critic: where values come from.
-        loss, kl, reference, entropy_weight, correction, temperature, implicit, chunk_logits: see GRPO.
+        loss, kl, reference, entropy_weight, correction, temperature, implicit, share_prefixes, chunk_logits: see GRPO.
 
     Attributes:
         model: the policy; there once `configure_model` has run.
@@ -74,10 +74,11 @@ class PPO(OnlinePolicy):
         correction: CorrectionConfig | None = CorrectionConfig(),  # noqa: B008
         temperature: float = 1.0,
         implicit: ImplicitPRMConfig | None = None,
+        share_prefixes: bool = False,
         chunk_logits: int = CHUNK_LOGITS,
     ) -> None:
         objective = PolicyObjective(loss, kl, entropy_weight, correction, temperature)
-        super().__init__(source, step_format, optimizer, objective, reference, implicit, chunk_logits)
+        super().__init__(source, step_format, optimizer, objective, reference, implicit, share_prefixes, chunk_logits)
         if samples < 1:
             raise ConfigError("model.samples", samples, "an integer of at least 1")
         self.group_size, self.advantage, self.whiten = samples, advantage, whiten
@@ -99,9 +100,11 @@ class PPO(OnlinePolicy):
         found: dict[str, Tensor] = {}
         with evaluating(self):
             states = None
+            if not single_update or self.critic_config.kind == "head":
+                scores = self.score(input_ids, mask)
+                states = scores.states
             if not single_update:
-                scores = score_policy(self.model, input_ids, mask, self.temperature, self.chunk_logits)
-                found["old_logprobs"], states = scores.logprobs, scores.states
+                found["old_logprobs"] = scores.logprobs
             values = self.critic(self.model, input_ids, mask, states)
             found |= dict(zip(("old_values", "old_step_values"), values, strict=False))
         return found | self.reference_fields(input_ids, mask)

@@ -43,14 +43,13 @@ from prmkit.checkpoints import (
     SHARD_FOLDER,
     TRAINER_FILE,
     ShardedCheckpoint,
-    check_pickles,
     publish_folder,
     read_sharded,
     remove_leftovers,
     sync,
     temporary_name,
-    trainer_state,
 )
+from prmkit.checkpoints.sharded import check_pickles, trainer_state
 from prmkit.errors import ConfigError, MissingDependencyError, PrmkitError
 from prmkit.models.sharding import whole_module
 
@@ -290,8 +289,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         """
         if folder.is_file():
             raise PrmkitError(
-                f"--ckpt_path {folder}: a checkpoint of one file, which has no optimiser states for ZeRO. Go on with the "
-                f"strategy that wrote it, or start from its weights: `prm export {folder} OUT` and "
+                f"--ckpt_path {folder}: a checkpoint of one file, which has no optimiser states for ZeRO. Go on with "
+                f"the strategy that wrote it, or start from its weights: `prm export {folder} OUT` and "
                 f"--model.source.path OUT."
             )
         info = read_sharded(folder)
@@ -328,5 +327,3 @@ def _use_cpu() -> None:
     set_accelerator(CPU_Accelerator())
     # Compiled at every first start otherwise, for minutes, and of use to tensor-parallel inference only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-

@@ -55,8 +55,8 @@ def dealt_out_anew(folder: Path, engine: Any, leads: bool, broadcast: Callable[[
 
 @contextmanager
 def _own_settings(engine: Any) -> Iterator[None]:
-    """Undo what loading that format under ZeRO 3 does to an optimiser of several groups: all of them get the settings of
-    the first, and share one counter of steps, which each would advance."""
+    """Undo what loading that format under ZeRO 3 does to an optimiser of several groups: all of them get the settings
+    of the first, and share one counter of steps, which each would advance."""
     optimizer = getattr(engine.optimizer, "optimizer", None)
     groups = [] if optimizer is None else optimizer.param_groups
     before = [{key: value for key, value in group.items() if key != "params"} for group in groups]

@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from prmkit.errors import ConfigError
 from prmkit.rewards import Reward, RewardInput, RewardMixture, RewardsConfig, build_rewards
@@ -192,7 +193,7 @@ class Judge:
             for name, rows in self._token_scores(rollouts).items():
                 inputs = [
                     # Ids of a trace without steps are no tokens of the trace.
-                    replace(item, **{name: tuple(values) if item.trace.steps else ()})
+                    _with_field(item, name, tuple(values) if item.trace.steps else ())
                     for item, values in zip(inputs, rows, strict=True)
                 ]
         judged = await self._mixture(inputs)
@@ -209,6 +210,11 @@ class Judge:
             return rollout.trace
         steps = tuple(step.text for step in rollout.trace.steps)
         return replace(rollout.trace, scores=self._scorer.known.get((rollout.problem.question, steps)))
+
+
+def _with_field(item: RewardInput, name: str, values: tuple[float, ...]) -> RewardInput:
+    changes: dict[str, Any] = {name: values}
+    return replace(item, **changes)
 
 
 def _total(reward: Reward | None) -> float | None:

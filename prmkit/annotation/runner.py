@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -24,12 +23,12 @@ from prmkit.errors import ConfigError, DataError, EngineLostError, PrmkitError
 from prmkit.io import parse_json_line
 from prmkit.search.budget import Budget
 from prmkit.types import Engine, Grader, Problem, Usage
+from prmkit.windows import work_through
 
 __all__ = ["AnnotationRun", "Workers", "gather_chunks", "run_annotation", "run_claimed"]
 
 # What may go wrong with one problem without saying anything about the others: its text, its data, a server's reply.
 _ISOLATED = (PrmkitError, ValueError, OSError)
-_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,24 +226,13 @@ class _Window:
             complete: is there nothing left to wait for?
             write: what to do with a finished chunk.
         """
-        begun: deque[tuple[int, list[asyncio.Task[tuple[ProblemLabels | str, Usage]]]]] = deque()
-        ahead = 1 + -(-self._run.in_flight // self._run.chunk)
-        try:
-            while True:
-                number = take() if len(begun) < ahead else None
-                if number is not None:
-                    begun.append((number, self._begin(number)))
-                elif begun:
-                    await self._end(*begun[0], write)
-                    begun.popleft()
-                elif complete():
-                    return
-                else:
-                    await asyncio.sleep(_POLL_SECONDS)  # others hold the rest; one of them may die
-        finally:
-            for _, tasks in begun:
-                for task in tasks:
-                    task.cancel()
+        await work_through(
+            take,
+            self._begin,
+            lambda number, tasks: self._end(number, tasks, write),
+            ahead=1 + -(-self._run.in_flight // self._run.chunk),
+            complete=complete,
+        )
 
     def _begin(self, number: int) -> list[asyncio.Task[tuple[ProblemLabels | str, Usage]]]:
         size = self._run.chunk

@@ -34,8 +34,8 @@ class TracesParams:
     """Which solutions are labelled, and how.
 
     Attributes:
-        wrong_per_problem: distinct wrong solutions searched for their first errors, those of the highest score first, or
-            in their order where there are no scores; at least 0, null takes all.
+        wrong_per_problem: distinct wrong solutions searched for their first errors, those of the highest score first,
+            or in their order where there are no scores; at least 0, null takes all.
         right_per_problem: distinct right solutions kept as positives, those found most often first; null keeps all,
             0 none.
         aggregation: makes a solution's score from those of its steps.

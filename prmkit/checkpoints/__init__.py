@@ -1,7 +1,9 @@
-"""Checkpoints on disk: when one is complete, and how the shards of several processes become one state again."""
+"""Checkpoints on disk: when one is complete, and which is the newest. `prmkit.checkpoints.sharded`, which needs torch,
+reads what several processes wrote."""
 
 from prmkit.checkpoints.complete import (
     MARKER,
+    SHARD_FOLDER,
     TRAINER_FILE,
     ShardedCheckpoint,
     newest_checkpoint,
@@ -13,23 +15,18 @@ from prmkit.checkpoints.complete import (
     sync,
     temporary_name,
 )
-from prmkit.checkpoints.sharded import SHARD_FOLDER, check_pickles, sharded_state, sharded_weights, trainer_state
 
 __all__ = [
     "MARKER",
     "SHARD_FOLDER",
     "TRAINER_FILE",
     "ShardedCheckpoint",
-    "check_pickles",
     "newest_checkpoint",
     "publish_folder",
     "read_sharded",
     "remove_checkpoint",
     "remove_leftovers",
-    "sharded_state",
-    "sharded_weights",
     "steps_taken",
     "sync",
     "temporary_name",
-    "trainer_state",
 ]

@@ -28,6 +28,7 @@ from prmkit.io import read_json, write_json
 
 __all__ = [
     "MARKER",
+    "SHARD_FOLDER",
     "TRAINER_FILE",
     "ShardedCheckpoint",
     "newest_checkpoint",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 MARKER = "checkpoint.json"
+SHARD_FOLDER = "shards"
 TRAINER_FILE = "trainer.pt"
 _SCHEMA = 1
 _REQUIRED = ("state_dict", "global_step")

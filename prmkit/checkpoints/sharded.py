@@ -1,4 +1,4 @@
-"""Reading folders of shards that DeepSpeed wrote: what is in their pickles, the weights put together, the trainer's state.
+"""Reading folders of shards that DeepSpeed wrote: what is in the pickles, whole weights, the trainer's state.
 
 The shards are pickles, which can hold code. Before anything reads one, its list of names is scanned without running
 it: tensors, plain values and a few records of DeepSpeed pass.
@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prmkit.checkpoints.complete import TRAINER_FILE, read_sharded
+from prmkit.checkpoints.complete import SHARD_FOLDER, TRAINER_FILE, read_sharded
 from prmkit.errors import MissingDependencyError, PrmkitError
 
-__all__ = ["SHARD_FOLDER", "check_pickles", "sharded_state", "sharded_weights", "trainer_state"]
+__all__ = ["check_pickles", "sharded_state", "sharded_weights", "trainer_state"]
 
-SHARD_FOLDER = "shards"
 _HARMLESS = frozenset(
     {
         "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -40,8 +39,8 @@ def check_pickles(files: Iterable[Path]) -> None:
         found = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - _HARMLESS
         if found:
             raise PrmkitError(
-                f"{file}: refused, it holds more than tensors and plain values ({', '.join(sorted(found))}). Loading it "
-                f"could run code; with --weights_only false it is loaded all the same."
+                f"{file}: refused, it holds more than tensors and plain values ({', '.join(sorted(found))}). Loading "
+                f"it could run code; with --weights_only false it is loaded all the same."
             )
 
 

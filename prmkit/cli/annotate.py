@@ -69,8 +69,8 @@ class AnnotateConfig:
         policy: model folder or hub name of the policy; with engine http its tokenizer and step format are enough.
         output: the JSON-lines file to write.
         method: omegaprm, math_shepherd, mips or traces.
-        candidates: the rows.jsonl of a `prm search`, whose solutions the method traces labels; its problems are those of
-            the rows, `task` and `data` give the grader.
+        candidates: the rows.jsonl of a `prm search`, whose solutions the method traces labels; its problems are those
+            of the rows, `task` and `data` give the grader.
         policy_format: step format in place of the policy's own: a preset, a file or a folder.
         policy_name: the policy's name in the records; null takes `policy`.
         in_flight: problems worked on at once; at least 1.
@@ -186,7 +186,7 @@ def run(argv: list[str]) -> int:
         "engine": computed,
     }
     if config.candidates is not None:
-        with open(config.candidates, "rb") as file:
+        with Path(config.candidates).open("rb") as file:
             settings["candidates"] = hashlib.file_digest(file, "sha256").hexdigest()
     from prmkit.annotation.runner import AnnotationRun
 

@@ -6,13 +6,14 @@ by `search_plain` (best-of-N, every N from one set of samples) or `search_compar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prmkit.chunks import ChunkedOutput
+from prmkit.claims import ClaimFolder
 from prmkit.cli.loading import entered, load_engine, load_problems, load_scorer, model_identity, resolve_model
 from prmkit.cli.options import (
     SERVER_FLAGS,
@@ -43,7 +44,7 @@ from prmkit.search.best_of_n import BestOfNParams, CoTParams
 from prmkit.search.budget import BudgetLimits
 from prmkit.search.methods import METHODS, needs_prm
 from prmkit.search.rows import SearchRow
-from prmkit.search.runner import RunParams, run_search
+from prmkit.search.runner import RunParams, Searcher, gather_rows, run_claimed_search, run_search
 from prmkit.steps import StepFormat
 from prmkit.types import Problem, SamplingParams, StepScorer, Task
 
@@ -64,6 +65,7 @@ examples:
   prm search --policy P --prm M --output runs/served --endpoint http://a:8000 --prm_endpoint http://b:8000
   prm search --policy P --prm M1 --prm M2 --pessimism min --output runs/careful              two PRMs, the lower score
   prm search --config configs/search/accumulator.yaml --pair accumulator@best --output runs/best
+  prm search --policy P --prm M --output /shared/s --shared true          start as many as you like, on any machine
   prm search --policy P --task gsm8k --data gsm8k/test.jsonl --n 8 --output runs/majority        no PRM: votes only
 
 Best-of-N alone and without budgets draws N samples a problem and tells every smaller N from the same samples. Otherwise
@@ -93,9 +95,10 @@ class SearchConfig:
             say.
         budget_unit: samples or tokens; what a budget counts, see docs/search.md.
         tokens_per_sample: tokens of a usual sample; sizes beams when budgets are tokens. Null takes the longest.
-        prm: likewise of the PRM, with scorer.kind http; null scores nothing and leaves majority and oracle. Several (with
-            commas, as a list, or by giving the option again) score together.
-        pessimism: score of a step from those of several PRMs: min; mean-std, the mean less one standard deviation; mean.
+        prm: likewise of the PRM, with scorer.kind http; null scores nothing and leaves majority and oracle. Several
+            (with commas, as a list, or by giving the option again) score together.
+        pessimism: score of a step from those of several PRMs: min; mean-std, the mean less one standard deviation;
+            mean.
         discriminator: model folder or hub name of a second policy, for rstar; null leaves that part out.
         policy_format, prm_format: step format in place of the model's own: a preset, a file or a folder.
         discriminator_format: likewise.
@@ -104,7 +107,9 @@ class SearchConfig:
             <aggregation>_max, with the aggregations min, last, mean, product, max.
         title: title of the picture; null takes task and split.
         in_flight: searches in work at once; at least 1.
-        chunk: problems written at once, and the unit of resuming; at least 1.
+        chunk: problems written at once, and the unit of resuming and sharing; at least 1.
+        shared: work on one output together with other processes that were started alike; they share the folder
+            <output>/rows.jsonl.parts, and the last one puts the rows together.
         overwrite: begin anew, whatever the output holds.
     """
 
@@ -125,7 +130,12 @@ class SearchConfig:
     title: str | None = None
     in_flight: int = 64
     chunk: int = 8
+    shared: bool = False
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shared and self.overwrite:
+            raise ConfigError("overwrite", True, "false with shared", f"Delete {self.output} first.")
 
 
 @dataclass(frozen=True)
@@ -410,28 +420,53 @@ def _scorer(job: SearchJob, stack: ExitStack) -> StepScorer | None:
 
 def _search(job: SearchJob) -> float:
     """Run what the output does not hold yet; returns the seconds of all attempts."""
-    config, values, models = job.config, job.values, job.models
+    config, values = job.config, job.values
     run_params = RunParams(config.in_flight, job.greedy, values["limits"], config.chunk)
     with ExitStack() as stack:
+        if config.shared:
+            return _search_shared(job, run_params, stack)
         output = stack.enter_context(ChunkedOutput(job.rows_path, job.settings(), overwrite=config.overwrite))
         if output.complete:
             return float(output.state["seconds"])
-        grader = entered(job.task.grader, stack)
-        engine = load_engine(*models["policy"], values["engine"], stack, logprobs=_reads_logprobs(job))
-        scorer, second = _scorer(job, stack), None
-        if "discriminator" in models:
-            second = load_engine(*models["discriminator"], replace(values["engine"], kind="hf"), stack)
-        searchers = make_searchers(job.planned, engine, scorer, grader, second)
+        searchers = _searchers(job, stack)
         progress = ProgressLine("search", len(job.problems) * len(searchers), output.lines)
-        stack.enter_context(progress)
-        generated = scored = failed = 0
-
-        def show(row: SearchRow) -> None:
-            nonlocal generated, scored, failed
-            generated += row.usage.generated_tokens
-            scored += row.usage.scored_tokens
-            failed += row.error is not None
-            failures = f", {failed} failed" if failed else ""
-            progress.advance(f"{generated:,} tokens generated, {scored:,} scored{failures}")
-
+        show = _shown_on(stack.enter_context(progress))
         return run_search(job.problems, searchers, output, run_params, show)
+
+
+def _search_shared(job: SearchJob, run_params: RunParams, stack: ExitStack) -> float:
+    """Take part in a run that several processes share, and put its rows together if nobody has done so."""
+    chunks = -(-len(job.problems) // run_params.chunk)
+    claims = stack.enter_context(ClaimFolder(f"{job.rows_path}.parts", job.settings(), chunks))
+    if not claims.all_done:
+        searchers = _searchers(job, stack)
+        progress = ProgressLine("search (this worker)", len(job.problems) * len(searchers))
+        run_claimed_search(job.problems, searchers, claims, run_params, _shown_on(stack.enter_context(progress)))
+    stack.enter_context(claims.gathering())
+    return gather_rows(claims, stack.enter_context(ChunkedOutput(job.rows_path, job.settings())))
+
+
+def _searchers(job: SearchJob, stack: ExitStack) -> tuple[Searcher, ...]:
+    """The planned searches over models that are ready; what has to be closed is closed with the stack."""
+    values, models = job.values, job.models
+    grader = entered(job.task.grader, stack)
+    engine = load_engine(*models["policy"], values["engine"], stack, logprobs=_reads_logprobs(job))
+    scorer, second = _scorer(job, stack), None
+    if "discriminator" in models:
+        second = load_engine(*models["discriminator"], replace(values["engine"], kind="hf"), stack)
+    return make_searchers(job.planned, engine, scorer, grader, second)
+
+
+def _shown_on(progress: ProgressLine) -> Callable[[SearchRow], None]:
+    """Counts rows, and shows what came of all so far."""
+    generated = scored = failed = 0
+
+    def show(row: SearchRow) -> None:
+        nonlocal generated, scored, failed
+        generated += row.usage.generated_tokens
+        scored += row.usage.scored_tokens
+        failed += row.error is not None
+        failures = f", {failed} failed" if failed else ""
+        progress.advance(f"{generated:,} tokens generated, {scored:,} scored{failures}")
+
+    return show

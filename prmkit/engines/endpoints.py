@@ -71,7 +71,7 @@ class EndpointPool:
         """An endpoint to send one request to; give it back with `release`.
 
         Args:
-            avoid: taken only when no other one lives: it has just failed on this request.
+            avoid: taken only when no other one lives and has room: it has just failed on this request.
 
         Raises:
             EngineLostError: all endpoints are out, and were for as long as `patience`.
@@ -100,11 +100,13 @@ class EndpointPool:
         if endpoint.alive and endpoint.failures >= self._dead_after:
             self.take_out(endpoint, reason)
 
-    def take_out(self, endpoint: Endpoint, reason: str) -> None:
-        """Send it nothing until `bring_back`."""
+    def take_out(self, endpoint: Endpoint, reason: str, announce: bool = True) -> None:
+        """Send it nothing until `bring_back`; `announce` warns of it."""
         endpoint.alive, endpoint.reason = False, reason
         left = sum(other.alive for other in self.endpoints)
-        logger.warning("%s is taken out (%d of %d endpoints left): %s", endpoint.url, left, len(self.endpoints), reason)
+        if announce:
+            of_all = f"{left} of {len(self.endpoints)} endpoints left"
+            logger.warning("%s is taken out (%s): %s", endpoint.url, of_all, reason)
         if not left:
             self._lost_at = time.monotonic()
         self._on_death(endpoint)
@@ -121,10 +123,9 @@ class EndpointPool:
         return "; ".join(f"{endpoint.url}: {endpoint.reason}" for endpoint in self.endpoints if not endpoint.alive)
 
     def _choose(self, avoid: Endpoint | None) -> Endpoint | None:
-        alive = [endpoint for endpoint in self.endpoints if endpoint.alive]
-        others = [endpoint for endpoint in alive if endpoint is not avoid] or alive
-        open_ = [endpoint for endpoint in others if endpoint.in_flight < self._concurrency]
-        return min(open_, key=lambda endpoint: endpoint.in_flight, default=None)
+        open_ = [e for e in self.endpoints if e.alive and e.in_flight < self._concurrency]
+        others = [endpoint for endpoint in open_ if endpoint is not avoid]
+        return min(others or open_, key=lambda endpoint: endpoint.in_flight, default=None)
 
     async def _wait(self, first: bool) -> None:
         """Wait until something changes: in the order of coming, those that were woken in vain ahead."""

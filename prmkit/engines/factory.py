@@ -141,7 +141,7 @@ def serve_identity(config: HttpConfig) -> dict[str, Any]:
         found.append(await ask_served(client, url))
 
     client = HttpClient(config, probe)
-    client.open()
+    client.open(announce=False)
     client.close()
     return found[0].identity()
 

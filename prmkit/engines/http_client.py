@@ -8,6 +8,7 @@ What is sent and what replies mean is the business of `probe` and of the callers
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import logging
 import os
@@ -111,17 +112,22 @@ class HttpClient:
 
     # -- called from any thread -------------------------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Ask every endpoint; those that do not answer are taken out, with a warning.
+    def open(self, announce: bool = True) -> None:
+        """Ask every endpoint; those that do not answer are taken out.
+
+        Args:
+            announce: warn of those.
 
         Raises:
             EngineLostError: none answers.
             ConfigError: one answers, and is not what the config says.
         """
-        wait_in_background(self._open())
+        wait_in_background(self._open(announce))
+        atexit.register(self.close)  # for programs that forget to
 
     def close(self) -> None:
         """Close all connections."""
+        atexit.unregister(self.close)
         wait_in_background(self._close())
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Reply:
@@ -147,19 +153,19 @@ class HttpClient:
         """
         return await self._send(url, path, None if body is None else _encode(body))
 
-    async def _open(self) -> None:
+    async def _open(self, announce: bool) -> None:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=self._timeout, headers=self._headers
         )
         deadline = time.monotonic() + self.config.startup
         try:
-            while not await self._ask_all(final=time.monotonic() >= deadline):
+            while not await self._ask_all(announce, final=time.monotonic() >= deadline):
                 await asyncio.sleep(_STARTUP_WAIT)
         except BaseException:
             await self._close()
             raise
 
-    async def _ask_all(self, final: bool) -> bool:
+    async def _ask_all(self, announce: bool, final: bool) -> bool:
         """Probe all endpoints. True when work can begin. EngineLostError when none answers the last time."""
         errors = await asyncio.gather(*(self._probe_once(endpoint) for endpoint in self._pool.endpoints))
         if all(errors):
@@ -173,7 +179,7 @@ class HttpClient:
             )
         for endpoint, error in zip(self._pool.endpoints, errors, strict=True):
             if error:
-                self._pool.take_out(endpoint, error)
+                self._pool.take_out(endpoint, error, announce)
         return True
 
     async def _probe_once(self, endpoint: Endpoint) -> str:
@@ -255,7 +261,7 @@ class HttpClient:
             await asyncio.sleep(self.config.probe_every * (0.75 + 0.5 * self._jitter.random()))
             try:
                 endpoint.reason = await self._probe_once(endpoint) or ""
-            except ConfigError as error:  # another model stands there now
+            except (ConfigError, EngineLostError) as error:  # another model or another kind of server is there now
                 if endpoint.reason != str(error):
                     logger.warning("%s stays out: %s", endpoint.url, error)
                 endpoint.reason = str(error)

@@ -17,19 +17,24 @@ __all__ = ["is_sharded", "whole", "whole_module", "whole_state_dict", "whole_ten
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether this process holds only a part of a module's weights."""
-    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+    """Whether this process holds only a part of a module's weights at present; the same on every process."""
+    return any(_divided(parameter) for parameter in module.parameters())
+
+
+def _divided(tensor: Tensor) -> bool:
+    status = getattr(tensor, "ds_status", None)  # set by DeepSpeed
+    return status is not None and status.name != "AVAILABLE"
 
 
 def writes(module: nn.Module) -> bool:
-    """Whether this process is the one that has a module's weights to write: any where they are whole, else process 0."""
+    """Whether this process has a module's weights to write: any process where they are whole, else process 0."""
     return not is_sharded(module) or dist.get_rank() == 0
 
 
 @contextmanager
 def whole(parameters: Iterable[Tensor]) -> Iterator[None]:
     """Inside the block the parameters are whole on every process, to be read. Collective."""
-    divided = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    divided = [parameter for parameter in parameters if _divided(parameter)]
     if not divided:
         yield
         return
@@ -84,7 +89,8 @@ def whole_module(module: nn.Module, engine: Any) -> Iterator[None]:
             hook.remove()
         offload.forward_hooks, offload.backward_hooks = [], []
         for parameter in module.parameters():
-            parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
+            if hasattr(parameter, "ds_active_sub_modules"):
+                parameter.ds_active_sub_modules.clear()
         try:
             yield
         finally:

@@ -1,8 +1,8 @@
 """A scorer made of several: pessimistic where they disagree. No model, no torch.
 
-A search keeps what scores high, so that among many candidates it ends with those whose score is too high by mistake. PRMs
-that were trained apart seldom make the same mistake: what all of them call right is right more often (worst-case and
-uncertainty-weighted optimisation of Coste et al., arXiv 2310.02743, section 3, of step scores in place of rewards).
+A search keeps what scores high, so that among many candidates it ends with those whose score is too high by mistake.
+PRMs that were trained apart seldom make the same mistake: what all of them call right is right more often (worst-case
+and uncertainty-weighted optimisation of Coste et al., arXiv 2310.02743, of step scores in place of rewards).
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def test_stop_and_go_on(fit, tmp_path, hook, number, which, stopped_at):
         fit(callbacks=[Signal(hook, number, which=which), Preemption(str(tmp_path))], diary=diary)
     assert stopped.value.code == REQUEUE == 75
     assert [entry for entry in diary if entry[0] != "logged"][-1][:3] == stopped_at
-    assert os.listdir(tmp_path) == [f"preempted-{stopped_at[2]}.ckpt"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"preempted-{stopped_at[2]}.ckpt"]
     signal.signal(which, before)
     rest, _ = fit(resume=stopped.value.path, callbacks=[Preemption(str(tmp_path))])
     assert diary + rest == whole
@@ -57,7 +57,7 @@ def test_only_the_last_preemption_leaves_a_checkpoint(fit, tmp_path):
             fit(resume=path, callbacks=[Signal("on_train_batch_start", step, rank=0), Preemption(str(tmp_path))])
         path = stopped.value.path
         signal.signal(signal.SIGTERM, before)
-    assert os.listdir(tmp_path) == ["preempted-9.ckpt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["preempted-9.ckpt"]
 
 
 def test_all_ranks_stop_behind_the_same_step(fit, tmp_path):
@@ -84,3 +84,18 @@ def newest(folder):
 def test_without_a_folder():
     with pytest.raises(ConfigError, match=r"preemption.signals.*SIGNO"):
         Preemption("folder", ["SIGNO"])
+
+
+def test_ranks_that_found_different_checkpoints_are_refused(fit, tmp_path):
+    """As when a folder is not shared: rank 1 starts afresh."""
+
+    class Alone(Callback):
+        def on_fit_start(self, trainer, module):
+            if trainer.global_rank == 1:
+                trainer._checkpoint_connector.restore_loops = lambda: None
+
+    options = {"devices": 2, "strategy": "ddp_fork"}
+    fit(tmp_path, **options)
+    path = min(tmp_path.iterdir(), key=lambda path: int(path.stem))
+    with pytest.raises(Exception, match="different checkpoints, of steps 0 to 1"):
+        fit(resume=path, callbacks=[Alone()], **options)

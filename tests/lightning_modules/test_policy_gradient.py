@@ -24,6 +24,7 @@ from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.ppo import PPO
 from prmkit.advantages import GAEConfig, GroupConfig
 from prmkit.engines import HFEngine
+from prmkit.errors import ConfigError
 from prmkit.losses import PolicyLossConfig
 from prmkit.models import ModelSource
 from prmkit.rewards import FormatConfig, ImplicitConfig, LengthConfig, OutcomeConfig, RewardsConfig
@@ -193,6 +194,53 @@ def test_rewards_of_tokens_need_no_outcome():
     _, figures = train(grpo(), rewards=rewards)
     assert "rollout/format" in figures
     assert "rollout/outcome" not in figures
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_shared_prefixes_change_no_gradient(name):
+    (wanted,), _ = train(MODULES[name](), **DATA.get(name, {}))
+    module = MODULES[name]()
+    module.share_prefixes = module.reference._share = True
+    (found,), _ = train(module, accumulation=2, **DATA.get(name, {}))
+    assert_same(found, wanted)
+
+
+def test_an_implicit_prm_learns_from_outcomes_and_rewards_tokens():
+    rewards = replace(REWARDS, implicit=ImplicitConfig(beta=0.5))
+    module = grpo(advantage=GroupConfig(SIZE, "rloo", "token_baseline"), credit="tokens", implicit=ImplicitPRMConfig())
+    found, figures = train(module, passes=3, rewards=rewards)
+    assert any(name.startswith("implicit.model.") for name in found[0])
+    assert figures["rollout/implicit"] == pytest.approx(0.0, abs=1e-5)  # it begins as its own reference
+    assert figures["train/implicit_wrong"] < -1e-3  # nothing was right; it has learnt to say so
+    other = grpo(credit="tokens", implicit=ImplicitPRMConfig(OTHER))
+    _, figures = train(other, rewards=rewards)
+    assert abs(figures["rollout/implicit"]) > 1e-3
+
+
+def test_an_implicit_reward_needs_its_model_and_a_verifier():
+    rewards = replace(REWARDS, implicit=ImplicitConfig())
+    with pytest.raises(ConfigError, match=r"model.implicit: got None"):
+        train(grpo(), rewards=rewards)
+    with pytest.raises(ConfigError, match=r"data.rewards.outcome: got None; accepted: a part, of weight 0 at least"):
+        train(grpo(), rewards=RewardsConfig(None, implicit=ImplicitConfig()))
+
+
+def test_the_kl_coefficient_follows_the_divergence():
+    penalty = KLPenalty(0.5, target=0.1, gain=0.5)
+    assert penalty.adapted(0.5, 0.105) == pytest.approx(0.5 * (1 + 0.5 * 0.05))
+    assert penalty.adapted(0.5, 9.0) == pytest.approx(0.5 * 1.1)
+    assert penalty.adapted(0.5, 0.0) == pytest.approx(0.5 * 0.9)
+    module = grpo(kl=penalty)
+    _, figures = train(module, passes=2)
+    assert module.kl_weight == pytest.approx(0.5 * 0.9**2, rel=1e-3)  # no distance yet
+    assert figures["train/kl_weight"] == pytest.approx(0.45, rel=1e-3)
+    checkpoint: dict[str, float] = {}
+    module.on_save_checkpoint(checkpoint)
+    other = grpo(kl=penalty)
+    other.on_load_checkpoint(checkpoint)
+    assert other.kl_weight == module.kl_weight
+    with pytest.raises(ConfigError, match=r"model.kl.target: got 0.1; accepted: .* with model.kl.weight above 0"):
+        KLPenalty(0.0, target=0.1)
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from lightning_modules.sft import SFT
 from prmkit.advantages import GroupConfig
 from prmkit.models import LoraSpec, ModelSource
 from prmkit.models.sharding import whole_state_dict
-from prmkit.rewards import OutcomeConfig, RewardsConfig
+from prmkit.rewards import LengthConfig, OutcomeConfig, RewardsConfig
 
 CONFIG = {
     "model_type": "qwen2",
@@ -102,7 +102,7 @@ def data(job: Job) -> Any:
         PromptConfig("accumulator", split="validation", count=4),
         IterationConfig(prompts=8, updates=2),
         max_tokens=16,
-        rewards=RewardsConfig(OutcomeConfig()),
+        rewards=RewardsConfig(OutcomeConfig(), length=LengthConfig(16, 12)),
         evaluation=EvaluationConfig(),
     )
 
@@ -132,9 +132,7 @@ class Watch(Callback):
 
     def save(self, trainer) -> None:
         if self.job.kill_in_save and trainer.global_rank == 1:
-            import torch.serialization
-
-            torch.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            torch.save = die_half_way
         trainer.save_checkpoint(self.job.checkpoint)
 
     def on_fit_end(self, trainer, pl_module) -> None:
@@ -146,6 +144,11 @@ class Watch(Callback):
         if trainer.is_global_zero:
             state = {name: value.clone() for name, value in state.items()}
             torch.save({"losses": self.losses, "norms": self.norms, "state": state}, self.job.out)
+
+
+def die_half_way(_: object, path: str) -> None:
+    Path(path).write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run(job: Job, rank: int, world: int) -> None:

@@ -48,7 +48,7 @@ class Short:
 
 
 def test_refusals():
-    with pytest.raises(ConfigError, match="pessimism: got 'max'; accepted: mean | mean-std | min"):
+    with pytest.raises(ConfigError, match=r"pessimism: got 'max'; accepted: mean \| mean-std \| min"):
         EnsembleScorer([TableScorer({})], "max")
     with pytest.raises(ConfigError, match=r"ensemble\.members"):
         EnsembleScorer([])

@@ -284,7 +284,7 @@ def test_bearer_token(policy_server, connect, monkeypatch):
     server = policy_server(api_key="secret")
     monkeypatch.setenv("A_KEY", "secret")
     assert connect(server, api_key_env="A_KEY").served.model == "tiny"
-    with pytest.raises(ConfigError, match="http.api_key_env: got 'NO_SUCH_KEY'"):
+    with pytest.raises(ConfigError, match=r"http\.api_key_env: got 'NO_SUCH_KEY'"):
         connect(server, api_key_env="NO_SUCH_KEY")
 
 
