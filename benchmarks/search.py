@@ -1,21 +1,21 @@
 """Searches of many problems at once, what they encode, and methods at equal token budgets.
 
-    python benchmarks/search.py [--policy runs/demo/sft/policy] [--prm runs/demo/prm/model] [--quick]
+    python benchmarks/search.py --pairs runs/demo runs/demo-1 runs/demo-2 [--parts throughput curves] [--quick]
 
-Written to results/search.json:
+Written to results/search.json, parts that are not asked for as they were:
 
-- scored_tokens_per_distinct_token: tokens that the demo's PRM encoded over the distinct tokens of all its inputs, in
-  beam searches of width 4; from_the_start_per_distinct_token: the same if every candidate were scored from its question
-  on, as OpenR does.
-- concurrency_speedup: problems a second of beam search of width 4 over 8 steps on 500 problems, all in one event loop,
-  over those one after the other, which are timed on a part of the problems.
+- scored_tokens_per_distinct_token: tokens that the first pair's PRM encoded over the distinct tokens of all its inputs,
+  in beam searches of width 4; from_the_start_per_distinct_token: the same if every candidate were scored from its
+  question on, as OpenR does.
+- concurrency_speedup: problems a second of beam search of width 4 over 8 steps on 500 problems (problems_at_once), all
+  in one event loop, over those one after the other, which are timed on a part of the problems.
   - `stand_in`: a scripted policy behind a server of fixed latency (LATENCY seconds a batch, of any size), which is what
     a GPU looks like to a search, and a table of scores;
-  - `demo_pair`: the models of `prm demo`, on the CPU, where a batch costs more the larger it is.
-- engine_calls_by_problems: batches that the stand-in ran, by number of problems: they grow with depth only.
-- curves: accuracy by method at equal token budgets, on the built-in task with the demo's pair, problems of all seeds
-  together; standard errors over problems.
-- vote_at: by method, accuracy of every selection at every number of samples, for what over-optimises and what does not.
+  - `demo_pair`: the first pair, on the CPU, where a batch costs more the larger it is. One search alone has batches of
+    16 already; engine_tokens_per_second_by_rows tells what larger ones can bring at most.
+- engine_calls_by_problems, engine_calls_by_steps: batches that the stand-in ran, by number of problems and by depth.
+- curves: accuracy by method at equal token budgets (configs/search/methods.yaml), problems of all pairs together.
+- over_optimisation: accuracy by guide, method and samples; see `_search_curves.over_optimisation`.
 """
 
 from __future__ import annotations
@@ -23,51 +23,43 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from _environment import write_result
+import torch
+from _environment import RESULTS, write_result
+from _search_curves import HEADLINE, Pair, by_method, over_optimisation
 
 from prmkit.engines import HFEngine
 from prmkit.engines.driver import Driver, Job
 from prmkit.errors import DataError
-from prmkit.evaluation.budgets import BudgetPlan, BudgetUnit, make_searchers, plan_searches, share_sampling
-from prmkit.evaluation.comparison import comparison_figures, levels_of
+from prmkit.evaluation.comparison import comparison_figures
 from prmkit.evaluation.comparison_plots import comparison_figure, save_figure
+from prmkit.io import read_json
 from prmkit.models import PRMModel, load_policy
 from prmkit.scoring import PRMScorer
 from prmkit.scoring.table import TableScorer
 from prmkit.search.budget import Budget
 from prmkit.search.methods import make_method, make_params
 from prmkit.search.result import SearchMethod
-from prmkit.search.rows import SearchRow
-from prmkit.search.runner import RunParams, search_all
 from prmkit.steps import EncodedSteps, get_step_format
 from prmkit.tasks import get_task
 from prmkit.tasks.vocabulary import character_tokenizer
-from prmkit.types import Completion, Engine, GenerationRequest, Problem, SamplingParams, StepScorer, StepScores
+from prmkit.types import Completion, Engine, GenerationRequest, Problem, StepScorer, StepScores
 
 LATENCY = 0.1  # a step of 20 tokens at 5 ms each, whatever the size of the batch
 STEPS = 8
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-METHODS: dict[str, dict[str, Any]] = {
-    "best_of_n": {},
-    "beam_search": {"width": 4, "aggregation": "product", "step_tokens": 16},
-    "dvts": {"width": 4, "aggregation": "product", "step_tokens": 16},
-    "rebase": {"aggregation": "product", "step_tokens": 16},
-    "mcts": {"width": 4, "aggregation": "product", "step_tokens": 16},
-    "rstar": {"step_tokens": 16},
-    "compute_optimal": {"aggregation": "product"},
-}
+PARTS = ("throughput", "curves", "over_optimisation")
 
 
 class Server:
     """A scripted policy and a table of scores that answer whatever waits, once every LATENCY seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = STEPS) -> None:
+        self._steps = steps
         tokenizer = character_tokenizer(f"{LETTERS}+-0123456789\n")
         self.format, self.weight_version = get_step_format("plain").bind(tokenizer), 0
         self._driver: Driver[GenerationRequest, list[Completion]] = Driver(self)
@@ -91,7 +83,7 @@ class Server:
     def _answers(self, request: GenerationRequest) -> list[Completion]:
         """A random letter a step, and the end of sequence behind the last one."""
         written = self.format.decode(request.prompt_ids).count("\n") - 1
-        if written >= STEPS:
+        if written >= self._steps:
             return [Completion((self.format.eos_id,), (0.0,), "", "stop")] * request.n
         rng = random.Random(request.seed)
         lines = [rng.choice(LETTERS) + "\n" for _ in range(request.n)]
@@ -103,8 +95,9 @@ def beam() -> SearchMethod:
     return make_method("beam_search", make_params("beam_search", {"n": 16, "width": 4, "sampling": sampling}))
 
 
-def timed(problems: Sequence[Problem], engine: Engine, scorer: StepScorer, at_once: bool) -> float:
-    """Seconds of beam searches of width 4, together or one after the other."""
+def timed(problems: Sequence[Problem], engine: Engine, scorer: StepScorer, at_once: bool) -> tuple[float, float]:
+    """Seconds of beam searches of width 4, together or one after the other: by the wall's clock, and by this process's
+    processors, which other programs disturb less."""
     search = beam()
 
     async def run() -> None:
@@ -114,16 +107,21 @@ def timed(problems: Sequence[Problem], engine: Engine, scorer: StepScorer, at_on
         for problem in problems:
             await search(problem, engine, scorer, budget=Budget())
 
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     asyncio.run(run())
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - worked
 
 
 def speedup(make: Callable[[], tuple[Engine, StepScorer]], problems: Sequence[Problem], alone: int) -> dict[str, float]:
     """Problems a second at once and one by one (timed on the first `alone` of them)."""
-    together = len(problems) / timed(problems, *make(), at_once=True)
-    single = alone / timed(problems[:alone], *make(), at_once=False)
-    return {"at_once_per_second": together, "one_by_one_per_second": single, "speedup": together / single}
+    together, together_worked = timed(problems, *make(), at_once=True)
+    single, single_worked = timed(problems[:alone], *make(), at_once=False)
+    return {
+        "at_once_per_second": len(problems) / together,
+        "one_by_one_per_second": alone / single,
+        "speedup": (len(problems) / together) / (alone / single),
+        "speedup_by_processor_time": (len(problems) / together_worked) / (alone / single_worked),
+    }
 
 
 def stand_in(count: int, alone: int) -> dict[str, Any]:
@@ -137,7 +135,17 @@ def stand_in(count: int, alone: int) -> dict[str, Any]:
         server, scorer = make()
         timed(problems[:n], server, scorer, at_once=True)
         calls[str(n)] = server.batches  # type: ignore[attr-defined]
-    return {**speedup(make, problems, alone), "engine_calls_by_problems": calls, "latency_seconds": LATENCY}
+    by_steps = {}
+    for steps in (2, 4, 8, 16):
+        server = Server(steps)
+        timed(problems[:10], server, make()[1], at_once=True)
+        by_steps[str(steps)] = server.batches
+    return {
+        **speedup(make, problems, alone),
+        "engine_calls_by_problems": calls,
+        "engine_calls_by_steps": by_steps,
+        "latency_seconds": LATENCY,
+    }
 
 
 class Watched:
@@ -171,89 +179,85 @@ def encoded_per_distinct(engine: Engine, model: PRMModel, problems: Sequence[Pro
     }
 
 
-def compare(
-    engine: Engine, scorer: StepScorer, problems: int, seed: int, budgets: tuple[int, ...], unit: BudgetUnit
-) -> list[SearchRow]:
-    """Rows of all methods on the test problems; every seed has problems of its own."""
-    task = get_task("accumulator")
-    sampling = SamplingParams(max_tokens=64)
-    methods = {name: share_sampling(make_params(name, values), sampling, seed) for name, values in METHODS.items()}
-    planned = plan_searches(methods, BudgetPlan(budgets, unit, 32))
-    searchers = make_searchers(planned, engine, scorer, task.grader)
-    return search_all(task.problems("test", problems, seed * problems), searchers, RunParams(in_flight=256))
+def engine_by_rows(engine: HFEngine, problems: Sequence[Problem], rows: Sequence[int]) -> dict[str, float]:
+    """Tokens a second of processor time of plain sampling, so many at once: what larger batches bring at most."""
+    speeds = {}
+    for count in rows:
+        asked = [GenerationRequest(engine.format.prompt_ids(p.question), 1, 1024 * n) for n, p in enumerate(problems)]
+        repeats = [asked[at : at + count] for at in range(0, min(len(asked), 8 * count), count)]
+
+        async def run(parts: list[list[GenerationRequest]] = repeats) -> int:
+            found = [await asyncio.gather(*(engine.generate(request) for request in part)) for part in parts]
+            return sum(len(completions[0].token_ids) for part in found for completions in part)
+
+        start = time.process_time()
+        speeds[str(count)] = asyncio.run(run()) / (time.process_time() - start)
+    return speeds
 
 
-def summary(rows: Sequence[SearchRow]) -> dict[str, Any]:
-    """{method: {budget: what a reader of curves needs}}."""
-    found: dict[str, Any] = {}
-    for search in comparison_figures(rows, "product_vote", levels_of(rows))["searches"]:
-        kept = ("majority", "product_vote", "product_max", "last_vote", "last_max", "min_vote", "min_max", "oracle")
-        found.setdefault(search["method"], {})[str(search["budget"])] = {
-            **{name: search["accuracy"][name] for name in kept if name in search["accuracy"]},
-            "generated_tokens": search["tokens"]["generated"],
-            "scored_tokens": search["tokens"]["scored"],
-            "unfinished": search["unfinished"],
-            "failed": search["failed"],
-        }
-    return found
+def throughput(pair: Path, count: int) -> dict[str, Any]:
+    """All figures that a busy machine falsifies, of so many problems at once."""
+    alone, pair_alone = max(2, count // 20), max(2, count // 10)
+    policy = load_policy(pair / "sft/policy")
+    model = PRMModel.from_pretrained(pair / "prm/model").eval()
+    problems = get_task("accumulator", min_ops=STEPS, max_ops=STEPS).problems("test", count)
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--policy", type=Path, default=Path("runs/demo/sft/policy"), help="folder of a trained policy")
-    parser.add_argument("--prm", type=Path, default=Path("runs/demo/prm/model"), help="folder of its PRM")
-    parser.add_argument("--problems", type=int, default=300, help="problems a seed of the curves")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of the curves")
-    parser.add_argument("--picture", type=Path, help="where to draw the curves at equal token budgets")
-    parser.add_argument("--quick", action="store_true", help="a fraction of it all, to see that it works")
-    arguments = parser.parse_args()
-    for folder in (arguments.policy, arguments.prm):
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such model; `prm demo` makes one, or name others with --policy and --prm")
-    quick = arguments.quick
-    count, alone, pair_alone = (20, 2, 2) if quick else (500, 25, 50)
-    samples, tokens = ((1, 4), (64, 128)) if quick else ((1, 4, 16, 64), (64, 256, 1024, 2048))
-    problems, seeds = (4, 1) if quick else (arguments.problems, arguments.seeds)
-
-    policy = load_policy(arguments.policy)
-    model = PRMModel.from_pretrained(arguments.prm).eval()
-    long_task = get_task("accumulator", min_ops=STEPS, max_ops=STEPS)
-    long_problems = long_task.problems("test", count)
-
-    def pair() -> tuple[HFEngine, PRMScorer]:
+    def models() -> tuple[HFEngine, PRMScorer]:
         engine = HFEngine(policy.model, policy.format, max_rows=256, cache_tokens=1 << 20)
-        return engine, PRMScorer(model, max_batch_tokens=8192, cache_tokens=1 << 20)
-
-    def curves(unit: BudgetUnit, budgets: tuple[int, ...]) -> list[SearchRow]:
-        return [row for seed in range(seeds) for row in compare(*pair(), problems, seed, budgets, unit)]
+        return engine, PRMScorer(model, max_batch_tokens=1024, cache_tokens=1 << 20)
 
     figures: dict[str, Any] = {}
     for name, measure in (
         ("stand_in", lambda: stand_in(count, alone)),
-        ("demo_pair", lambda: speedup(pair, long_problems, pair_alone)),
-        ("encoding", lambda: encoded_per_distinct(pair()[0], model, long_problems)),
+        ("demo_pair", lambda: speedup(models, problems, pair_alone)),
+        ("encoding", lambda: encoded_per_distinct(models()[0], model, problems)),
+        ("engine", lambda: engine_by_rows(models()[0], problems, tuple(n for n in (1, 4, 16, 64, 256) if n <= count))),
     ):
         start = time.perf_counter()
         figures[name] = measure()
         print(f"{name}: {time.perf_counter() - start:.0f} s\n  {figures[name]}", flush=True)
-    by_tokens, by_samples = curves("tokens", tokens), curves("samples", samples)
-    figures = {
-        "scored_tokens_per_distinct_token": figures["encoding"]["scored_tokens_per_distinct_token"],
-        "from_the_start_per_distinct_token": figures["encoding"]["from_the_start_per_distinct_token"],
+    return {
+        **figures["encoding"],
+        "problems_at_once": count,
         "concurrency_speedup": {name: figures[name]["speedup"] for name in ("stand_in", "demo_pair")},
         "engine_calls_by_problems": figures["stand_in"]["engine_calls_by_problems"],
+        "engine_calls_by_steps": figures["stand_in"]["engine_calls_by_steps"],
         "throughput": {name: figures[name] for name in ("stand_in", "demo_pair")},
-        "curves": summary(by_tokens),
-        "vote_at": summary(by_samples),
+        "engine_tokens_per_second_by_rows": figures["engine"],
     }
-    for name in ("curves", "vote_at"):
-        print(f"{name}:\n  {figures[name]}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        picture = arguments.picture or Path(folder) / "search.png"
-        title = f"accumulator, test: {problems} problems, {seeds} seeds"
-        save_figure(comparison_figure(comparison_figures(by_tokens, "product_vote"), "tokens", title), picture)
-    if not quick:
-        print(write_result("search", figures, ("torch", "transformers"), problems=problems, seeds=seeds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=Path, nargs="+", default=[Path("runs/demo")], help="folders of `prm demo` runs")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the others keep their last figures")
+    parser.add_argument("--at-once", type=int, default=500, help="problems of the throughput")
+    parser.add_argument("--problems", type=int, default=300, help="problems a pair of the other parts")
+    parser.add_argument("--train-problems", type=int, default=600, help="problems a pair that a PRM is retrained on")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/search"), help="where searches are kept")
+    parser.add_argument("--picture", type=Path, help="where to draw the curves at equal token budgets")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, for the throughput")
+    parser.add_argument("--quick", action="store_true", help="a fraction of the throughput, to see that it works")
+    arguments = parser.parse_args()
+    for folder in arguments.pairs:
+        if not (folder / "prm/model").is_dir():
+            raise DataError(f"{folder}: no pair; `prm demo --output {folder}` makes one")
+    torch.set_num_threads(arguments.threads)
+    pairs = [Pair(folder, n, arguments.problems, arguments.work) for n, folder in enumerate(arguments.pairs)]
+    path = RESULTS / "search.json"
+    figures: dict[str, Any] = read_json(path)["figures"] if path.is_file() else {}
+    if "throughput" in arguments.parts:
+        figures |= throughput(arguments.pairs[0], 20 if arguments.quick else arguments.at_once)
+    if "curves" in arguments.parts and not arguments.quick:
+        rows = [row for pair in pairs for row in pair.curves()]
+        figures["curves"] = {"pairs": len(pairs), "problems": len({row.problem_id for row in rows}), **by_method(rows)}
+        if arguments.picture is not None:
+            title = f"accumulator, test: {len(pairs)} pairs, {figures['curves']['problems']} problems"
+            save_figure(comparison_figure(comparison_figures(rows, HEADLINE), "tokens", title), arguments.picture)
+    if "over_optimisation" in arguments.parts and not arguments.quick:
+        figures["over_optimisation"] = over_optimisation(pairs, arguments.train_problems)
+    if not arguments.quick:
+        print(write_result("search", figures, ("torch", "transformers"), threads=arguments.threads))
 
 
 if __name__ == "__main__":

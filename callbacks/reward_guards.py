@@ -59,6 +59,10 @@ class RewardGuards(Callback):
         baseline: iterations that make the baseline, at least 1.
         patience: iterations over a limit before a guard trips, at least 1.
         rollback: go back and stop; False only warns.
+
+    Attributes:
+        warnings: (optimiser step, what was over its limit) of every warning, in order.
+        good_step: optimiser step of the last weights whose rollouts no guard minded: those a rollback goes back to.
     """
 
     def __init__(
@@ -77,7 +81,8 @@ class RewardGuards(Callback):
         self._best_outcome = -math.inf
         self._kl = 0.0
         self._good: dict[str, Tensor] | None = None
-        self._good_step = 0
+        self.good_step = 0
+        self.warnings: list[tuple[int, str]] = []
         self._stopped = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -91,12 +96,12 @@ class RewardGuards(Callback):
         tripped = [name for name in over if self._over[name] >= self.patience]
         if not tripped:
             return
-        logger.warning(
-            "reward guards at optimiser step %d: %s", trainer.global_step, "; ".join(over[name] for name in tripped)
-        )
+        said = "; ".join(over[name] for name in tripped)
+        self.warnings.append((trainer.global_step, said))
+        logger.warning("reward guards at optimiser step %d: %s", trainer.global_step, said)
         if self.rollback and self._good is not None:
             logger.warning(
-                "reward guards: going back to the weights of optimiser step %d, and stopping", self._good_step
+                "reward guards: going back to the weights of optimiser step %d, and stopping", self.good_step
             )
             self._stopped = trainer.should_stop = True
 
@@ -115,7 +120,8 @@ class RewardGuards(Callback):
             "best_outcome": self._best_outcome,
             "kl": self._kl,
             "good": self._good,
-            "good_step": self._good_step,
+            "good_step": self.good_step,
+            "warnings": self.warnings,
             "stopped": self._stopped,
             "limits": asdict(self.limits),
         }
@@ -123,8 +129,8 @@ class RewardGuards(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._first, self._over = state_dict["first"], state_dict["over"]
         self._best_outcome, self._kl = state_dict["best_outcome"], state_dict["kl"]
-        self._good, self._good_step = state_dict["good"], state_dict["good_step"]
-        self._stopped = state_dict["stopped"]
+        self._good, self.good_step = state_dict["good"], state_dict["good_step"]
+        self._stopped, self.warnings = state_dict["stopped"], [tuple(entry) for entry in state_dict["warnings"]]
 
     def _figures(self, report: dict[str, float]) -> dict[str, float]:
         found = {name: report[f"rollout/{name}"] for name in ("step_length", "steps", "score_gap", "outcome")
@@ -169,9 +175,9 @@ class RewardGuards(Callback):
 
     def _remember(self, trainer: Trainer, module: LightningModule) -> None:
         """Keep the weights that sampled this iteration."""
+        self.good_step = trainer.global_step
         if self.rollback:
             self._good = {n: p.detach().cpu().clone() for n, p in module.named_parameters() if p.requires_grad}
-            self._good_step = trainer.global_step
 
     def _go_back(self, module: LightningModule) -> None:
         assert self._good is not None

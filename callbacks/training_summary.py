@@ -36,6 +36,7 @@ class TrainingSummary(Callback):
         self._tokens = 0  # on this rank since the start or the resume
         self._tokens_before = 0  # on all ranks until then
         self._seconds_before = 0.0
+        self._metrics_before: dict[str, float] = {}
         self._start = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,16 +53,24 @@ class TrainingSummary(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._tokens_before, self._seconds_before = state_dict["tokens"], state_dict["seconds"]
+        self._metrics_before = state_dict.get("metrics", {})
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # A fit that is resumed behind its last step logs nothing of that step again.
+        checkpoint["callbacks"][self.state_key]["metrics"] = self._metrics(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         summary = {
             **self.state_dict(),
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
-            "metrics": {name: _finite(value) for name, value in sorted(trainer.callback_metrics.items())},
+            "metrics": {name: _finite(value) for name, value in sorted(self._metrics(trainer).items())},
         }
         if trainer.is_global_zero:
             write_json(self.path, summary)
+
+    def _metrics(self, trainer: Trainer) -> dict[str, float]:
+        return self._metrics_before | {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def _seconds(self) -> float:
         elapsed = time.perf_counter() - self._start if self._start else 0.0
@@ -76,7 +85,6 @@ def _summed(count: int) -> int:
     return int(total)
 
 
-def _finite(value: Any) -> float | None:
+def _finite(number: float) -> float | None:
     """The number, or None for NaN and infinity, which JSON does not know."""
-    number = float(value)
     return number if math.isfinite(number) else None

@@ -91,6 +91,8 @@ class ExperienceDataModule(LightningDataModule):
         dynamic_sampling: which groups are kept; None keeps all.
         evaluation: how the policy is examined.
         engine: how solutions are sampled.
+        ahead: sample the next iteration while this one is trained on, with the weights that this one began with. The
+            samples are one iteration old when they are trained on; `model.correction` weighs them accordingly.
         scoring_tokens: padded tokens in one pass without gradient (log-probabilities, values), at least 1.
         seed: of the order of prompts and of the samples.
 
@@ -114,6 +116,7 @@ class ExperienceDataModule(LightningDataModule):
         engine: EngineOptions = EngineOptions(),  # noqa: B008
         scoring_tokens: int = 16384,
         seed: int = 0,
+        ahead: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("max_tokens", max_tokens), ("scoring_tokens", scoring_tokens)):
@@ -121,8 +124,10 @@ class ExperienceDataModule(LightningDataModule):
                 raise ConfigError(f"data.{name}", value, "an integer of at least 1")
         if rewards.process is not None and prm is None:
             raise ConfigError("data.prm", None, "a PRM, for data.rewards.process")
+        if rewards.implicit is not None and rewards.outcome is None:
+            raise ConfigError("data.rewards.outcome", None, "a part, of weight 0 at least: it trains the implicit PRM")
         self._prompts, self._validation, self._iteration = prompts, validation, iteration
-        self._evaluation, self._seed = evaluation, seed
+        self._evaluation, self._seed, self._ahead = evaluation, seed, ahead
         self._options = WorkerOptions(0, True, max_tokens, rewards, prm, dynamic_sampling, engine, scoring_tokens, seed)
         self._task: Task | None = None
         self._problems: list[Problem] = []
@@ -145,8 +150,11 @@ class ExperienceDataModule(LightningDataModule):
             self._check_sizes()
             if self._options.prm is not None:
                 self._options.prm.checked_format(learner.bound_format)
-            if self._options.rewards.kl is not None:
+            rewards = self._options.rewards
+            if rewards.kl is not None or rewards.implicit is not None:
                 learner.require_reference()
+            if rewards.implicit is not None:
+                learner.require_implicit(rewards.implicit.beta)
             self._task, self._problems = open_prompts(self._prompts)
         elif self._validation is None:
             raise ConfigError("data.validation", None, f"problems, to {stage}")
@@ -167,16 +175,21 @@ class ExperienceDataModule(LightningDataModule):
         rows = shape.prompts // trainer.world_size * learner.group_size
         schedule = Schedule(rows, shape.updates, shape.passes, int(trainer.accumulate_grad_batches), self._seed)
 
+        if self._ahead:
+            worker.sample_ahead(stream)
+
         def collect(iteration: int) -> Collected:
+            last = trainer.max_epochs is not None and iteration + 1 == trainer.max_epochs
             with self._whole_weights():
-                experience, sums, self._position = worker.collect(stream, self._position, trainer.global_step)
+                step = trainer.global_step
+                experience, sums, self._position = worker.collect(stream, self._position, step, last)
             self.rollouts = worker.rollouts
             report = {f"rollout/{name}": value for name, value in _means(gather(sums)).items()}
             return Collected(experience, {**report, "rollout/iteration": float(iteration)})
 
         tokenizer = learner.bound_format.tokenizer
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._loader = ExperienceLoader(collect, learner.loss_count, schedule, int(pad_id))
+        self._loader = ExperienceLoader(collect, learner.loss_count, schedule, int(pad_id), learner.skips_silent)
         if self._restored is not None:
             self._restore(self._restored)
         return self._loader
@@ -193,7 +206,9 @@ class ExperienceDataModule(LightningDataModule):
         """Position in prompts and iterations, and the experience of an iteration that has begun. Collective."""
         if self._loader is None:
             return {}
+        ahead = None if self._worker is None or self._worker.ahead is None else self._worker.ahead.state()
         return {
+            "ahead": ahead,
             "prompts": self._position,
             "made_with": self._made_with(),
             "ranks": gather(self._loader.state()),
@@ -212,6 +227,8 @@ class ExperienceDataModule(LightningDataModule):
             ours = state["ranks"][self.trainer.global_rank]
         self._loader.restore(ours)
         self._position = state["prompts"]
+        if self._worker is not None and self._worker.ahead is not None:
+            self._worker.ahead.restore(state.get("ahead"))
 
     def _made_with(self) -> dict[str, int]:
         shape = self._iteration

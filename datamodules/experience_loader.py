@@ -73,6 +73,8 @@ class ExperienceLoader:
         count: items that a micro-batch's loss is divided by (of a whole window, they are added up).
         schedule: see Schedule.
         pad_id: for rows that only fill.
+        skip_silent: leave out rows whose advantages are all 0, which are counted all the same: where nothing but
+            advantages makes the gradient, it is not changed by them.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class ExperienceLoader:
         count: Callable[[PolicyBatch], int],
         schedule: Schedule,
         pad_id: int,
+        skip_silent: bool = False,
     ) -> None:
         self._collect, self._count, self._schedule, self._pad_id = collect, count, schedule, pad_id
+        self._skip_silent = skip_silent
         self.iteration = self.consumed = 0
         self.experience: Experience | None = None
 
@@ -110,13 +114,22 @@ class ExperienceLoader:
         """Micro-batches of an optimiser step, neighbours in length together."""
         rows = [row for row in self._schedule.step_rows(iteration, number) if row < len(experience)]
         lengths = experience.attention_mask.sum(1).tolist()
+        whole = experience.batch(rows) if rows else empty_batch(experience, self._pad_id)
+        count = self._count(whole)
+        if self._skip_silent:
+            assert experience.advantages is not None
+            speaks = (experience.advantages != 0).any(1).tolist()
+            rows = [row for row in rows if speaks[row]]
         rows.sort(key=lambda row: (-lengths[row], row))
         size = -(-len(rows) // self._schedule.accumulate)
         parts = [rows[start * size : (start + 1) * size] for start in range(self._schedule.accumulate)]
         batches = [experience.batch(part) if part else empty_batch(experience, self._pad_id) for part in parts]
-        count = sum(self._count(batch) for batch in batches)
-        tokens = sum(int(batch.action_mask.sum()) for batch in batches)
-        return [replace(batch, window_count=count, window_tokens=tokens) for batch in batches]
+        totals: dict[str, Any] = {
+            "window_tokens": sum(int(batch.action_mask.sum()) for batch in batches),
+            "window_steps": sum(0 if batch.step_starts is None else int(batch.step_starts.sum()) for batch in batches),
+            "window_judged": sum(int((~batch.right.isnan() & batch.action_mask.any(1)).sum()) for batch in batches),
+        }
+        return [replace(batch, window_count=count, **totals) for batch in batches]
 
     def state(self) -> dict[str, Any]:
         """Position, and the experience of an iteration that has begun; of this rank."""

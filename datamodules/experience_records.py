@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batches import _TensorRecord
-from prmkit.advantages import step_index
+from prmkit.advantages import spread_steps, step_index
 from prmkit.losses import group_totals
 from prmkit.rewards import Reward, step_ends, token_rewards
 from prmkit.rollouts import Rollout
@@ -18,6 +19,8 @@ from prmkit.rollouts import Rollout
 __all__ = ["EvalBatch", "Experience", "PolicyBatch", "empty_batch", "make_experience"]
 
 Sums = dict[str, tuple[float, int]]
+
+_OF_CRITICS = ("old_values", "returns", "old_step_values", "step_returns", "step_starts")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -34,8 +37,12 @@ class PolicyBatch(_TensorRecord):
             optimiser step, in which they are those of the forward pass itself.
         reference_logprobs: [B, T], by the reference policy; None where nothing needs them.
         old_values, returns: [B, T], of the critic; None without one.
+        old_step_values, step_returns: [B, T], of the critic of steps, at each step's first token; None without one.
+        step_starts: [B, T] bool, True at a trained step's first token; None without a critic of steps.
+        right: [B] float32, 1 where the verifier found the answer right, 0 wrong, NaN where it did not say.
         group_tokens, group_rows: [B] long, tokens that count and rows that have any in a row's whole group.
-        window_tokens: tokens that count on this rank over the whole accumulation window.
+        window_tokens, window_steps, window_judged: on this rank over the whole accumulation window: tokens that count,
+            steps that do (`step_starts`), solutions that do and that the verifier judged.
         report: figures of the iteration, on its first micro-batch; None on the others.
     """
 
@@ -48,9 +55,15 @@ class PolicyBatch(_TensorRecord):
     reference_logprobs: Tensor | None = None
     old_values: Tensor | None = None
     returns: Tensor | None = None
+    old_step_values: Tensor | None = None
+    step_returns: Tensor | None = None
+    step_starts: Tensor | None = None
+    right: Tensor
     group_tokens: Tensor
     group_rows: Tensor
     window_tokens: int = 0
+    window_steps: int = 0
+    window_judged: int = 0
     report: dict[str, float] | None = None
 
 
@@ -79,11 +92,14 @@ class Experience:
         index: [N, T] long, step that a token belongs to, -1 for none.
         step_rewards: [N, S] float32; step_mask: [N, S] bool, True where there is a step with a reward of its own.
         token_rewards: [N, T] float32, every reward at the token that earns it.
+        own_rewards: [N, T] float32, those of tokens alone; outcome_rewards: [N] float32, those of whole solutions.
         trace_rewards: [N] float32, what is not earned by steps: outcome and the sum over tokens.
         total_rewards: [N] float32, everything.
         groups: [N] long, number of the prompt.
         row_mask: [N] bool, True where there is a reward.
-        old_logprobs, reference_logprobs, old_values, advantages, returns: [N, T] or None, filled in later.
+        right: [N], see PolicyBatch.
+        old_logprobs, reference_logprobs, old_values, advantages, returns, old_step_values, step_returns, step_starts:
+            [N, T] or None, filled in later.
     """
 
     input_ids: Tensor
@@ -94,18 +110,30 @@ class Experience:
     step_rewards: Tensor
     step_mask: Tensor
     token_rewards: Tensor
+    own_rewards: Tensor
+    outcome_rewards: Tensor
     trace_rewards: Tensor
     total_rewards: Tensor
     groups: Tensor
     row_mask: Tensor
+    right: Tensor
     old_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
     old_values: Tensor | None = None
     advantages: Tensor | None = None
     returns: Tensor | None = None
+    old_step_values: Tensor | None = None
+    step_returns: Tensor | None = None
+    step_starts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def dense_rewards(self) -> Tensor:
+        """[N, T] rewards of tokens, and of steps at each step's last token; what whole solutions earn is not there."""
+        ends = self.index != torch.nn.functional.pad(self.index[:, 1:], (0, 1), value=-1)
+        return self.own_rewards + torch.where(ends, spread_steps(self.step_rewards, self.index), 0.0)
 
     def filled(self, values: dict[str, Tensor]) -> Experience:
         """A copy with further fields."""
@@ -122,11 +150,12 @@ class Experience:
         tokens, members = group_totals(self.action_mask, self.groups)
         names = ("input_ids", "attention_mask", "action_mask", "advantages", "generator_logprobs", "old_logprobs")
         values: dict[str, Any] = {}
-        for name in (*names, "reference_logprobs", "old_values", "returns"):
+        for name in (*names, "reference_logprobs", *_OF_CRITICS):
             tensor = getattr(self, name)
             values[name] = None if tensor is None else tensor[chosen, :width]
         ids = tuple(f"{int(self.groups[row])}/{row}" for row in rows)
-        return PolicyBatch(ids=ids, group_tokens=tokens[chosen], group_rows=members[chosen], **values)
+        right = self.right[chosen]
+        return PolicyBatch(ids=ids, right=right, group_tokens=tokens[chosen], group_rows=members[chosen], **values)
 
 
 def empty_batch(like: Experience, pad_id: int) -> PolicyBatch:
@@ -146,17 +175,27 @@ def empty_batch(like: Experience, pad_id: int) -> PolicyBatch:
         action_mask=off,
         advantages=zero,
         generator_logprobs=zero,
+        right=torch.full((1,), torch.nan),
         group_tokens=one,
         group_rows=one,
         old_logprobs=optional(like.old_logprobs),
         reference_logprobs=optional(like.reference_logprobs),
         old_values=optional(like.old_values),
         returns=optional(like.returns),
+        old_step_values=optional(like.old_step_values),
+        step_returns=optional(like.step_returns),
+        step_starts=None if like.step_starts is None else off,
     )
 
 
-def make_experience(rollouts: Sequence[Rollout], pad_id: int) -> Experience:
-    """Tensors of rollouts, [N, T] and [N, S] with N at least 0, T and S at least 1."""
+def make_experience(rollouts: Sequence[Rollout], pad_id: int, right_reward: float | None = None) -> Experience:
+    """Tensors of rollouts, [N, T] and [N, S] with N at least 0, T and S at least 1.
+
+    Args:
+        rollouts: group by group.
+        pad_id: fills rows up.
+        right_reward: what the part `outcome` gives a right answer; None says of none whether it is right.
+    """
     width = max((len(r.prompt_ids) + len(r.token_ids) for r in rollouts), default=1)
     steps = max((len(r.trace.steps) for r in rollouts), default=0) or 1
     offsets = [len(rollout.prompt_ids) for rollout in rollouts]
@@ -177,11 +216,19 @@ def make_experience(rollouts: Sequence[Rollout], pad_id: int) -> Experience:
         token_rewards=_grid(
             [(o, _placed(r, reward)) for o, r, reward in zip(offsets, rollouts, rewards, strict=True)], width
         ),
+        own_rewards=_grid([(o, reward.tokens) for o, reward in zip(offsets, rewards, strict=True)], width),
+        outcome_rewards=torch.tensor([reward.outcome for reward in rewards]),
         trace_rewards=torch.tensor([reward.outcome + sum(reward.tokens) for reward in rewards]),
         total_rewards=torch.tensor([reward.total for reward in rewards]),
         groups=torch.tensor([rollout.group for rollout in rollouts], dtype=torch.long),
         row_mask=row_mask,
+        right=torch.tensor([_right(rollout, right_reward) for rollout in rollouts]),
     )
+
+
+def _right(rollout: Rollout, right_reward: float | None) -> float:
+    judged = rollout.parts.get("outcome")
+    return math.nan if right_reward is None or judged is None else float(judged == right_reward)
 
 
 def _placed(rollout: Rollout, reward: Reward) -> tuple[float, ...]:

@@ -19,8 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from datamodules.experience_ahead import Sampled, SamplingAhead, check_ahead, timed
 from datamodules.experience_records import EvalBatch, Experience, Sums, make_experience
 from datamodules.prompts import PromptStream
+from datamodules.rollout_engines import EngineOptions, RolloutEngine, open_rollout_engine
 from prmkit.engines import HFEngine
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.losses import world_size
@@ -30,7 +32,7 @@ from prmkit.rollouts import DynamicSampling, Group, Judge, Rollout, has_signal, 
 from prmkit.scoring import PRMScorer
 from prmkit.seeding import derive_seed
 from prmkit.steps import BoundStepFormat, StepFormat, get_step_format
-from prmkit.types import Grader, Problem, SamplingParams
+from prmkit.types import Engine, Grader, Problem, SamplingParams
 
 __all__ = ["EngineOptions", "Learner", "PRMSource", "RolloutWorker", "WorkerOptions", "gather"]
 
@@ -45,6 +47,8 @@ class Learner(Protocol):
         bound_format: its step format in its tokenizer's ids.
         group_size: solutions a prompt, at least 1.
         temperature: the policy is softmax(logits / temperature); solutions are sampled from it.
+        skips_silent: its gradient comes from advantages alone: rows without any need not be computed. Asked once the
+            models are built.
     """
 
     model: nn.Module
@@ -55,12 +59,23 @@ class Learner(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def skips_silent(self) -> bool: ...
+
     def require_reference(self) -> None:
         """Something needs log-probabilities of the reference policy; called before the models are built."""
         ...
 
+    def require_implicit(self, beta: float) -> None:
+        """The rewards hold those of an implicit PRM, of scale beta; called before the models are built."""
+        ...
+
     def reference_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
         """[B, T] log-probabilities under the reference where `written` is True, 0 elsewhere; no gradient."""
+        ...
+
+    def implicit_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
+        """The same under the implicit PRM as it is now."""
         ...
 
     def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
@@ -113,19 +128,6 @@ class PRMSource:
                 f"data.prm.step_format when its file is wrong."
             )
         return spec
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How the in-process engine samples.
-
-    Attributes:
-        max_rows: solutions written together at most, at least 1.
-        cache_tokens: tokens of prompts kept for later requests of the same weights.
-    """
-
-    max_rows: int = 256
-    cache_tokens: int = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,46 +184,68 @@ class RolloutWorker:
         self.longest_prompt = context - options.max_tokens
         separator = learner.bound_format.spec.policy.separator
         scorer = None if options.prm is None else self._scorer(options.prm)
-        self._judge = Judge(options.rewards, grader, scorer, separator, self._references)
+        self._judge = Judge(options.rewards, grader, scorer, separator, self._token_scores)
         right = RewardsConfig(OutcomeConfig(truncated="wrong"))
         self._examiner = Judge(right, grader, separator=separator)
-        self._engine: HFEngine | None = None
+        self._engine: RolloutEngine | None = None
+        self._group: dist.ProcessGroup | None = None
+        self.ahead: SamplingAhead | None = None
         self.rollouts: list[Rollout] = []
 
     def close(self) -> None:
-        """End the grader's processes."""
+        """End the grader's processes, and the engine."""
         self._resources.close()
 
-    def collect(self, stream: PromptStream, position: int, version: int) -> tuple[Experience, Sums, int]:
+    def sample_ahead(self, stream: PromptStream) -> None:
+        """From now on sample every iteration but the first while the one before is trained on. Collective."""
+        if self._options.engine.kind != "hf":
+            raise ConfigError("data.engine.kind", self._options.engine.kind, "hf, with data.ahead")
+        check_ahead(self._learner, self._options.rewards)
+        if world_size() > 1:  # the thread's collectives must not come between those of training
+            self._group = dist.new_group(backend="gloo")
+        sample = timed(lambda engine, position: self._waves(engine, stream, position))
+        self.ahead = SamplingAhead(self._learner.model, self._new_engine, sample)
+        self._resources.callback(self.ahead.close)
+
+    def collect(
+        self, stream: PromptStream, position: int, version: int, last: bool = False
+    ) -> tuple[Experience, Sums, int]:
         """This rank's experience of an iteration, with advantages. Collective.
 
         Args:
             stream: prompts, the same on every rank.
             position: number of the first prompt that was not drawn yet.
             version: of the weights; stamped on completions.
+            last: no iteration follows that could be sampled ahead.
 
         Returns:
             The experience, figures over this rank, and the new position.
         """
         start = time.perf_counter()
-        engine = self._synced(version)
-        groups, drawn, position = self._waves(engine, stream, position)
+        sampled = self._sampled(stream, position, version)
+        waited = time.perf_counter() - start
+        groups, drawn, position, seconds = sampled.kept, sampled.drawn, sampled.position, sampled.seconds
+        if self.ahead is not None and not last:
+            self.ahead.begin(position, version)
         self.rollouts = [rollout for group in groups for rollout in group]
-        seconds = time.perf_counter() - start
         sums = rollout_sums(rollout for group in drawn for rollout in group)
         sums["dropped"] = (float(len(drawn) - len(groups)), len(drawn))
         tokens = sum(len(rollout.token_ids) for group in drawn for rollout in group)
         sums["tokens_per_second"] = (tokens * world_size() / seconds, 1)
         sums["sampling_seconds"] = (seconds, 1)
-        experience = make_experience(self.rollouts, self._pad_id)
+        if self.ahead is not None:
+            sums["waiting_seconds"] = (waited, 1)
+            sums["staleness"] = (float(version - sampled.version), 1)
+        outcome = self._options.rewards.outcome
+        experience = make_experience(self.rollouts, self._pad_id, None if outcome is None else outcome.right)
         experience = experience.filled(self._scored(experience))
         filled, found = self._learner.advantages(experience)
-        sums["scoring_seconds"] = (time.perf_counter() - start - seconds, 1)
+        sums["scoring_seconds"] = (time.perf_counter() - start - waited, 1)
         return experience.filled(filled), {**sums, **found}, position
 
     def evaluate(self, problems: Sequence[Problem], numbers: range, samples: int, temperature: float) -> EvalBatch:
         """Solutions of some problems, judged; a problem whose prompt is too long counts as wrong."""
-        engine = self._synced(self._engine.weight_version if self._engine is not None else 0)
+        engine = self._examined(first=numbers.start == 0)
         fitting = [number for number in numbers if self.fits(problems[number])]
         sampling = SamplingParams(self._options.max_tokens, temperature)
         seed = derive_seed("validation", self._options.seed)
@@ -229,6 +253,7 @@ class RolloutWorker:
             groups = asyncio.run(
                 roll_out([(n, problems[n]) for n in fitting], engine, self._examiner, samples, sampling, seed)
             )
+        self._rest()
         rows = [rollout for group in groups for rollout in group]
         missing = (0.0,) * (samples * (len(numbers) - len(fitting)))
         right = [0.0 if rollout.reward is None else rollout.reward.total for rollout in rows]
@@ -254,24 +279,52 @@ class RolloutWorker:
         model = PRMModel.from_pretrained(source.path, spec, source.dtype, self._learner.device)
         return PRMScorer(model, max_batch_tokens=source.max_batch_tokens)
 
-    def _synced(self, version: int) -> HFEngine:
-        """The engine with the weights as they are now."""
-        # Buffers made in inference mode may not be written outside it: all of the engine's are.
-        with torch.inference_mode():
-            if self._engine is None:
-                options = self._options.engine
-                self._engine = HFEngine(
-                    self._learner.model,
-                    self._learner.bound_format,
-                    max_rows=options.max_rows,
-                    cache_tokens=options.cache_tokens,
-                    device=self._learner.device,
-                    weight_version=version,
-                )
-            self._engine.update_weights(None, version)
-        return self._engine
+    def _synced(self, version: int) -> Engine:
+        """The engine with the weights as they are now. Collective."""
+        if self._engine is None:
+            learner = self._learner
+            self._engine = open_rollout_engine(
+                self._options.engine, learner.model, learner.bound_format, learner.device, version
+            )
+            self._resources.callback(self._engine.close)
+        self._engine.sync(version)
+        return self._engine.engine
 
-    def _waves(self, engine: HFEngine, stream: PromptStream, position: int) -> tuple[list[Group], list[Group], int]:
+    def _examined(self, *, first: bool) -> Engine:
+        """The engine for a batch of problems. Ranks may have unequal numbers of batches: they get the weights together
+        at the first, of which each has one."""
+        if first or self._engine is None:
+            return self._synced(0 if self._engine is None else self._engine.engine.weight_version)
+        self._engine.wake()
+        return self._engine.engine
+
+    def _rest(self) -> None:
+        assert self._engine is not None
+        self._engine.rest()
+
+    def _new_engine(self, version: int) -> HFEngine:
+        options = self._options.engine
+        return HFEngine(
+            self._learner.model,
+            self._learner.bound_format,
+            max_rows=options.max_rows,
+            cache_tokens=options.cache_tokens,
+            device=self._learner.device,
+            weight_version=version,
+        )
+
+    def _sampled(self, stream: PromptStream, position: int, version: int) -> Sampled:
+        """Groups of the iteration that begins: sampled ahead where that was begun, else now."""
+        found = None if self.ahead is None else self.ahead.take(position)
+        if found is not None:
+            return found
+        sampled = timed(lambda engine, start: self._waves(engine, stream, start))(
+            self._synced(version), position, version
+        )
+        self._rest()
+        return sampled
+
+    def _waves(self, engine: Engine, stream: PromptStream, position: int) -> tuple[list[Group], list[Group], int]:
         """Kept groups in the order of prompts, all groups drawn, and the new position."""
         options, rank = self._options, dist.get_rank() if world_size() > 1 else 0
         kept: list[Group] = []
@@ -279,7 +332,7 @@ class RolloutWorker:
         for wave in range(1 if options.dynamic is None else options.dynamic.max_waves):
             missing = options.groups - len(kept)
             factor = 1.0 if options.dynamic is None else options.dynamic.oversample
-            shares = gather(math.ceil(missing * factor))
+            shares = gather(math.ceil(missing * factor), self._group)
             if not any(shares):
                 break
             if wave == 0:  # dealt out one by one, so that an optimiser step's prompts do not depend on the ranks
@@ -299,22 +352,31 @@ class RolloutWorker:
             )  # fmt: skip
         return kept, drawn, position
 
-    def _sample(self, engine: HFEngine, prompts: list[tuple[int, Problem]]) -> list[Group]:
+    def _sample(self, engine: Engine, prompts: list[tuple[int, Problem]]) -> list[Group]:
         sampling = SamplingParams(self._options.max_tokens, self._learner.temperature)
         size, seed = self._learner.group_size, self._options.seed
         with torch.inference_mode():
             return asyncio.run(roll_out(prompts, engine, self._judge, size, sampling, seed))
 
-    def _references(self, rollouts: Sequence[Rollout]) -> list[tuple[float, ...]]:
-        """For the KL part of the reward."""
+    def _token_scores(self, rollouts: Sequence[Rollout]) -> dict[str, list[tuple[float, ...]]]:
+        """For the parts of the reward that fall on tokens; see `Judge`."""
+        rewards, learner = self._options.rewards, self._learner
+
+        def score(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+            reference = learner.reference_logprobs(ids, mask)
+            found = {} if rewards.kl is None else {"reference_logprobs": reference}
+            if rewards.implicit is not None:
+                found |= {"prm_logprobs": learner.implicit_logprobs(ids, mask), "prm_reference_logprobs": reference}
+            return found
+
         bare = make_experience(rollouts, self._pad_id)
         place = torch.arange(bare.input_ids.shape[1])
         starts = torch.tensor([len(rollout.prompt_ids) for rollout in rollouts])
         written = bare.attention_mask & (place >= starts[:, None])
-        found = self._over_rows(
-            bare, lambda ids, mask: {"logprobs": self._learner.reference_logprobs(ids, mask)}, written
-        )["logprobs"]
-        return [tuple(row[mask].tolist()) for row, mask in zip(found, written, strict=True)]
+        return {
+            name: [tuple(row[mask].tolist()) for row, mask in zip(values, written, strict=True)]
+            for name, values in self._over_rows(bare, score, written).items()
+        }
 
     def _scored(self, experience: Experience) -> dict[str, Tensor]:
         def score(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -349,12 +411,12 @@ class RolloutWorker:
         return found
 
 
-def gather(value: Any) -> list[Any]:
-    """The value of every rank, in order of rank. Collective."""
+def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """The value of every rank, in order of rank. Collective over the group, None for that of all."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 

@@ -8,18 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import (
-    KLPenalty,
-    PolicyEvaluation,
-    PolicyObjective,
-    Reference,
-    evaluating,
-    loss_count,
-    policy_step,
-    score_policy,
-    summed,
-)
-from lightning_modules.policy_module import PolicyModule
+from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating, summed
+from lightning_modules.policy_implicit import ImplicitPRMConfig
+from lightning_modules.policy_online import OnlinePolicy
 from prmkit.advantages import (
     GroupAdvantages,
     GroupConfig,
@@ -40,7 +31,7 @@ from prmkit.models import ModelSource
 __all__ = ["GRPO"]
 
 
-class GRPO(PolicyModule):
+class GRPO(OnlinePolicy):
     """Trains a policy on its own solutions, each compared with the others for its prompt.
 
     Batches are `PolicyBatch`es of `datamodules.experience`; docs/algorithms.md says which settings make GRPO, DAPO, Dr.
@@ -55,14 +46,23 @@ class GRPO(PolicyModule):
         optimizer: optimiser and schedule.
         advantage: group size, and how rewards become advantages.
         credit: "steps": rewards of steps have advantages of their own, which are added to the outcome's; "trace": one
-            advantage from everything added up.
-        process_weight: factor of the steps' advantages with credit "steps", at least 0.
+            advantage from everything added up; "tokens": as "steps" with every token a step of its own, which earns its
+            own reward, and at a step's end the step's.
+        process_weight: factor of the steps' (tokens') advantages with credit "steps" ("tokens"), at least 0.
         loss: the surrogate.
         kl: pull towards the reference.
         reference: the reference policy; None is the source, or with adapters the policy without them.
         entropy_weight: factor of the entropy bonus, at least 0.
         correction: importance weights of generator against trainer; None is 1 everywhere.
         temperature: of the policy, above 0: solutions are sampled, and probabilities taken, at it.
+        implicit: the implicit PRM that is trained along, for `data.rewards.implicit`; None for none. With
+            advantage.outcome "rloo", advantage.process "token_baseline" and credit "tokens" this is PRIME (arXiv
+            2502.01456). Logs `train/implicit_loss`, `train/implicit_accuracy`, `train/implicit_right` and
+            `train/implicit_wrong` (mean total reward of right and of wrong solutions).
+        share_prefixes: compute once what solutions of a prompt in a micro-batch have in common, in training and
+            scoring: the same gradients for a fraction of the work where solutions are short or much alike. A tree of
+            solutions attends to itself by a dense mask, so long ones are better off without. Attention "sdpa" or
+            "eager" only, and no sharded parameters (FSDP, ZeRO-3).
         chunk_logits: logits held at once in the loss.
 
     Attributes:
@@ -76,7 +76,7 @@ class GRPO(PolicyModule):
         step_format: str | dict[str, Any] | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen
         advantage: GroupConfig = GroupConfig(),  # noqa: B008
-        credit: Literal["steps", "trace"] = "steps",
+        credit: Literal["steps", "tokens", "trace"] = "steps",
         process_weight: float = 1.0,
         loss: PolicyLossConfig = PolicyLossConfig(reduction="sequence"),  # noqa: B008
         kl: KLPenalty = KLPenalty(),  # noqa: B008
@@ -84,46 +84,39 @@ class GRPO(PolicyModule):
         entropy_weight: float = 0.0,
         correction: CorrectionConfig | None = CorrectionConfig(),  # noqa: B008
         temperature: float = 1.0,
+        implicit: ImplicitPRMConfig | None = None,
+        share_prefixes: bool = False,
         chunk_logits: int = CHUNK_LOGITS,
     ) -> None:
-        super().__init__(source, step_format, optimizer, chunk_logits)
-        if credit not in ("steps", "trace"):
-            raise ConfigError("model.credit", credit, "steps | trace")
+        objective = PolicyObjective(loss, kl, entropy_weight, correction, temperature)
+        super().__init__(source, step_format, optimizer, objective, reference, implicit, share_prefixes, chunk_logits)
+        if credit not in ("steps", "tokens", "trace"):
+            raise ConfigError("model.credit", credit, "steps | tokens | trace")
         if not process_weight >= 0.0:
             raise ConfigError("model.process_weight", process_weight, "a number of at least 0")
         self.advantage, self.credit, self.process_weight = advantage, credit, process_weight
-        self.objective = PolicyObjective(loss, kl, entropy_weight, correction, temperature)
-        self.temperature = temperature
         self.group_size = advantage.size
-        self.reference = Reference(source, reference)
-        self.reference.wanted = kl.weight > 0.0
-        self.evaluation = PolicyEvaluation()
-
-    def build_beside(self) -> None:
-        self.reference.build(self.model, self.tokenizer)
 
     # -- asked by the data module (`Learner`) -------------------------------------------------------------------------
 
-    def require_reference(self) -> None:
-        self.reference.wanted = True
-
-    def reference_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
-        return self.reference.logprobs(self.model, input_ids, written, self.temperature)
+    @property
+    def skips_silent(self) -> bool:
+        return not self.objective.kl.used and self.objective.entropy_weight == 0.0 and self.implicit is None
 
     def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         with evaluating(self.model):
             if not single_update:
-                scores = score_policy(self.model, input_ids, mask, self.temperature, self.chunk_logits)
+                scores = self.score(input_ids, mask)
                 found["old_logprobs"] = scores.logprobs
-            if self.objective.kl.weight > 0.0:
-                found["reference_logprobs"] = self.reference.logprobs(self.model, input_ids, mask, self.temperature)
-        return found
+        return found | self.reference_fields(input_ids, mask)
 
     def advantages(self, experience: Any) -> tuple[dict[str, Tensor], dict[str, tuple[float, int]]]:
-        """See `Learner`. The outcome's advantage is that of whatever steps do not earn (credit "steps")."""
-        by_steps = self.credit == "steps" and bool(experience.step_mask.any())
-        rewards = experience.trace_rewards if by_steps else experience.total_rewards
+        """See `Learner`. The outcome's advantage is that of whatever steps (or tokens) do not earn."""
+        of_parts = self._of_parts(experience)
+        rewards = experience.total_rewards
+        if of_parts is not None:
+            rewards = experience.trace_rewards if self.credit == "steps" else experience.outcome_rewards
         moments = None
         if self.advantage.outcome == "batch":
             own = Moments.of(rewards, experience.row_mask).sums
@@ -131,37 +124,34 @@ class GRPO(PolicyModule):
         of_traces = outcome_advantages(self.advantage.outcome, rewards, experience.groups, experience.row_mask, moments)
         advantages = of_traces.advantages[:, None].expand(experience.action_mask.shape)
         signal = of_traces.signal
-        if by_steps:
-            of_steps = self._process(experience)
-            advantages = advantages + self.process_weight * spread_steps(of_steps.advantages, experience.index)
-            signal = signal | of_steps.signal
+        if of_parts is not None:
+            spread = of_parts.advantages
+            if self.credit == "steps":
+                spread = spread_steps(spread, experience.index)
+            advantages = advantages + self.process_weight * spread
+            signal = signal | of_parts.signal
         advantages = torch.where(experience.action_mask, advantages, 0.0)
         silent, groups = _groups_without(signal, experience.groups)
         return {"advantages": advantages}, {"no_signal": (float(silent), groups)}
 
-    def loss_count(self, batch: Any) -> int:
-        return loss_count(batch, self.objective.loss)
-
     # -- training -----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Any) -> Tensor:
-        scores = score_policy(self.model, batch.input_ids, batch.action_mask, self.temperature, self.chunk_logits)
-        step = policy_step(scores, batch, self.objective)
-        self._metrics.add(step.metrics, batch.report)
-        return self.share_of_step(step.loss, batch)
+        _, step = self.forward_policy(batch)
+        of_implicit, figures = self.share_of_implicit(batch)
+        self._metrics.add({**step.metrics, **figures}, batch.report)
+        return self.share_of_step(step.loss, batch) + of_implicit
 
-    def validation_step(self, batch: Any) -> None:
-        self.evaluation.record(self, batch, "val")
-
-    def test_step(self, batch: Any) -> None:
-        self.evaluation.record(self, batch, "test")
-
-    def _process(self, experience: Any) -> GroupAdvantages:
-        steps = experience.step_rewards.shape[1]
-        counts = step_token_counts(experience.index, steps) * experience.step_mask
-        return process_advantages(
-            self.advantage.process, experience.step_rewards, counts, experience.groups, experience.row_mask
-        )
+    def _of_parts(self, experience: Any) -> GroupAdvantages | None:
+        """Advantages of steps, [N, S], or of tokens, [N, T]; None where only whole solutions earn anything."""
+        if self.credit == "tokens":
+            rewards, counts = experience.dense_rewards, experience.action_mask.long()
+        elif self.credit == "steps" and bool(experience.step_mask.any()):
+            rewards = experience.step_rewards
+            counts = step_token_counts(experience.index, rewards.shape[1]) * experience.step_mask
+        else:
+            return None
+        return process_advantages(self.advantage.process, rewards, counts, experience.groups, experience.row_mask)
 
 
 def _groups_without(signal: Tensor, groups: Tensor) -> tuple[int, int]:

@@ -34,7 +34,15 @@ from prmkit.losses import (
     token_logprobs,
     world_size,
 )
-from prmkit.models import ModelSource, build_policy, checked_lm_head, hidden_states, resolve_folder
+from prmkit.models import (
+    ModelSource,
+    build_policy,
+    checked_lm_head,
+    forest_states,
+    hidden_states,
+    plant_forest,
+    resolve_folder,
+)
 
 __all__ = [
     "KLPenalty",
@@ -56,18 +64,39 @@ class KLPenalty:
     """Pull towards the reference policy, in the loss.
 
     Attributes:
-        weight: beta, at least 0; with 0 there is no reference model in memory.
+        weight: beta, at least 0; with 0 there is no reference model in memory. With a target it is the first beta.
         estimator: "k1", "k2", "k3" or "k3_k2" (`prmkit.losses.kl`); "k3" is GRPO's.
+        target: mean divergence a token, in nats, that beta is adapted to (`adapted`), above 0; None keeps beta.
+        gain: how fast, above 0.
     """
 
     weight: float = 0.0
     estimator: KLEstimator = "k3"
+    target: float | None = None
+    gain: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.weight >= 0.0:
             raise ConfigError("model.kl.weight", self.weight, "a number of at least 0")
         if self.estimator not in KL_ESTIMATORS:
             raise ConfigError("model.kl.estimator", self.estimator, " | ".join(KL_ESTIMATORS))
+        if self.target is not None and not (self.target > 0.0 and self.weight > 0.0):
+            raise ConfigError("model.kl.target", self.target, "a number above 0 with model.kl.weight above 0, or None")
+        if not self.gain > 0.0:
+            raise ConfigError("model.kl.gain", self.gain, "a number above 0")
+
+    @property
+    def used(self) -> bool:
+        """Is there a reference to be pulled to?"""
+        return self.weight > 0.0
+
+    def adapted(self, weight: float, divergence: float) -> float:
+        """The next beta after an optimiser step with a mean divergence (arXiv 1909.08593, section 2.2):
+
+        beta (1 + gain clip(divergence / target - 1, -0.2, 0.2)).
+        """
+        assert self.target is not None
+        return weight * (1.0 + self.gain * max(-0.2, min(0.2, divergence / self.target - 1.0)))
 
 
 @dataclass(frozen=True)
@@ -119,7 +148,12 @@ class PolicyStep:
 
 
 def score_policy(
-    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, temperature: float, chunk_logits: int = CHUNK_LOGITS
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    mask: Tensor,
+    temperature: float,
+    chunk_logits: int = CHUNK_LOGITS,
+    share_prefixes: bool = False,
 ) -> PolicyScores:
     """Log-probabilities of the tokens that a mask marks, under softmax(logits / temperature).
 
@@ -129,7 +163,10 @@ def score_policy(
         mask: [B, T] bool, True where a token counts; False in column 0.
         temperature: above 0.
         chunk_logits: logits held at once.
+        share_prefixes: compute what rows of the same prompt have in common once (`plant_forest`).
     """
+    if share_prefixes and bool(mask.any()):
+        return _score_forest(model, input_ids, mask, temperature, chunk_logits)
     hidden = hidden_states(model.base_model, input_ids, None)
     states, tokens = predicted_positions(hidden, input_ids, mask)
     head = checked_lm_head(model)
@@ -137,8 +174,26 @@ def score_policy(
     return PolicyScores(on_grid(found.logprobs, mask), on_grid(found.entropy, mask), states)
 
 
-def policy_step(scores: PolicyScores, batch: Any, objective: PolicyObjective) -> PolicyStep:
-    """Surrogate + beta KL - entropy bonus of a PolicyBatch, all weighed by the surrogate's reduction."""
+def _score_forest(
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, temperature: float, chunk_logits: int
+) -> PolicyScores:
+    forest, head, device = plant_forest(input_ids, mask), checked_lm_head(model), input_ids.device
+    states = forest_states(model.base_model, forest, device)
+    tokens, edge_of = forest.edge_token.to(device), forest.edge_of.to(device)
+    found = token_logprobs(states, tokens, head, head.out_features, temperature, chunk_logits)
+    logprobs, entropy = on_grid(found.logprobs[edge_of], mask), on_grid(found.entropy[edge_of], mask)
+    return PolicyScores(logprobs, entropy, states[edge_of])
+
+
+def policy_step(scores: PolicyScores, batch: Any, objective: PolicyObjective, kl_weight: float) -> PolicyStep:
+    """Surrogate + beta KL - entropy bonus of a PolicyBatch, all weighed by the surrogate's reduction.
+
+    Args:
+        scores: of the batch, with gradient.
+        batch: a PolicyBatch.
+        objective: terms of the loss.
+        kl_weight: beta as it is now.
+    """
     mask, config = batch.action_mask, objective.loss
     old = scores.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
     correction = importance_correction(old, batch.generator_logprobs, mask, objective.correction or CorrectionConfig())
@@ -167,9 +222,9 @@ def policy_step(scores: PolicyScores, batch: Any, objective: PolicyObjective) ->
     metrics.update({names.get(name, name): figure for name, figure in correction.metrics.items()})
     if batch.reference_logprobs is not None:
         metrics["kl"] = MetricSum.over(kl_terms(scores.logprobs.detach(), batch.reference_logprobs), mask)
-    if objective.kl.weight > 0.0:
+    if objective.kl.used:
         divergence = kl_loss(scores.logprobs, batch.reference_logprobs, mask, rows, objective.kl.estimator)
-        total = total + objective.kl.weight * divergence.loss_sum
+        total = total + kl_weight * divergence.loss_sum
     if objective.entropy_weight > 0.0:
         total = total + objective.entropy_weight * entropy_loss(scores.entropy, mask, rows).loss_sum
     return PolicyStep(LossOutput(total, surrogate.loss.count), metrics)
@@ -196,12 +251,14 @@ class Reference:
     Args:
         source: where the policy comes from.
         other: where the reference comes from; None is the source, or with adapters the policy without them.
+        share_prefixes: see `score_policy`.
 
     Raises:
         DataError: `other` names no model.
     """
 
-    def __init__(self, source: ModelSource, other: ModelSource | None) -> None:
+    def __init__(self, source: ModelSource, other: ModelSource | None, share_prefixes: bool = False) -> None:
+        self._share = share_prefixes
         self._source, self._by_adapters = other or source, other is None and source.lora is not None
         if other is not None and other.path is not None:
             resolve_folder(other.path)
@@ -223,11 +280,11 @@ class Reference:
         with torch.no_grad(), evaluating(policy):
             if self._by_adapters:
                 with _without_adapters(policy):
-                    return score_policy(policy, input_ids, mask, temperature).logprobs
+                    return score_policy(policy, input_ids, mask, temperature, share_prefixes=self._share).logprobs
             (model,) = self._frozen
             if model.device != input_ids.device:
                 cast(nn.Module, model).to(input_ids.device)
-            return score_policy(model, input_ids, mask, temperature).logprobs
+            return score_policy(model, input_ids, mask, temperature, share_prefixes=self._share).logprobs
 
 
 @contextmanager

@@ -52,16 +52,19 @@ class CriticConfig:
 
 
 class Critic(nn.Module):
-    """Value of the state before each token. The head begins at 0, so that the first values are 0.
+    """Value of the state before each token, and before each step. The head begins at 0: so do all values.
 
     Args:
         config: see CriticConfig.
         source: of the policy.
         policy: the policy, which stays somebody else's submodule.
         tokenizer: its tokenizer.
+        of_steps: it says what steps are worth, too.
     """
 
-    def __init__(self, config: CriticConfig, source: ModelSource, policy: PreTrainedModel, tokenizer: Any) -> None:
+    def __init__(
+        self, config: CriticConfig, source: ModelSource, policy: PreTrainedModel, tokenizer: Any, of_steps: bool = False
+    ) -> None:
         super().__init__()
         self._detach = config.detach
         self.trunk: nn.Module | None = None
@@ -69,12 +72,14 @@ class Critic(nn.Module):
         if config.kind == "separate":
             sized = build_policy(config.source or source, tokenizer)
             self.trunk = sized.base_model
-        self.head = nn.Linear(sized.config.get_text_config().hidden_size, 1)
+        self.head = nn.Linear(sized.config.get_text_config().hidden_size, 2 if of_steps else 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, policy: PreTrainedModel, input_ids: Tensor, mask: Tensor, states: Tensor | None) -> Tensor:
-        """Values before the tokens that a mask marks, [B, T] float32; 0 elsewhere.
+    def forward(self, policy: PreTrainedModel, input_ids: Tensor, mask: Tensor, states: Tensor | None) -> list[Tensor]:
+        """Values before the tokens that a mask marks, [B, T] float32 each; 0 elsewhere.
+
+        The first is for tokens; with `of_steps`, the second is for steps: the value of what a step begins at.
 
         Args:
             policy: the policy, for a head on its trunk.
@@ -88,4 +93,4 @@ class Critic(nn.Module):
         with torch.autocast(input_ids.device.type, enabled=False):  # float32, whatever type the weights are held in
             states = (states.detach() if self._detach else states).float()
             values = linear(states, self.head.weight.float(), self.head.bias.float())
-        return on_grid(values[:, 0].float(), mask)
+        return [on_grid(column.float(), mask) for column in values.unbind(1)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,9 @@ class ClaimFolder:
         self.folder = Path(folder)
         self.chunks = chunks
         self._held: dict[int, int] = {}
+        self._own: set[int] = set()
+        self._others: set[int] = set()
+        self._looked = 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
         own = json.loads(json.dumps({"settings": settings, "chunks": chunks}))
         with _Lock(self.folder / "settings.lock"):
@@ -77,7 +81,16 @@ class ClaimFolder:
         for suffix, data in files.items():
             write_atomic(self._path(chunk, suffix), data)
         write_json(self._path(chunk, "json"), state)
+        self._own.add(chunk)
         os.close(self._held.pop(chunk))
+
+    def done_by_others(self) -> int:
+        """Chunks that others, or earlier runs, have finished, as seen within the last second."""
+        if time.monotonic() - self._looked > 1.0:
+            unseen = set(range(self.chunks)) - self._own - self._others - self._held.keys()
+            self._others |= {chunk for chunk in unseen if self.done(chunk)}
+            self._looked = time.monotonic()
+        return len(self._others)
 
     def done(self, chunk: int) -> bool:
         """Has somebody finished it?"""

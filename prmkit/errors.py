@@ -7,7 +7,15 @@ and the remedy.
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "DataError", "MissingDependencyError", "PrmkitError", "StepFormatError"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "EngineLostError",
+    "MissingDependencyError",
+    "PrmkitError",
+    "ServerError",
+    "StepFormatError",
+]
 
 
 class PrmkitError(Exception):
@@ -40,3 +48,15 @@ class StepFormatError(PrmkitError):
 
 class MissingDependencyError(PrmkitError):
     """An optional package is needed and not installed; the message holds the command that installs it."""
+
+
+class ServerError(PrmkitError):
+    """A server refused one request, or failed on it every time. Says nothing about other requests."""
+
+
+class EngineLostError(PrmkitError):
+    """An engine or scorer is gone, or what it answers cannot be trusted: no problem can go on.
+
+    Commands that set single failed problems aside end at this one; what they have written stays, and they go on from
+    there when they are started again.
+    """

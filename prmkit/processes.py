@@ -1,4 +1,4 @@
-"""One child process: its output passed on as it comes, signals forwarded, and no orphan when the parent is killed.
+"""Child processes: their output passed on as it comes, signals forwarded, and no orphan when the parent is killed.
 
 Standard library only, POSIX.
 """
@@ -14,15 +14,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from prmkit.errors import PrmkitError
 
-__all__ = ["Exit", "run_process"]
+__all__ = ["Exit", "Job", "bind_to_parent", "run_processes"]
 
 POLL_SECONDS = 0.2
+HEARTBEAT_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
 
 
@@ -55,88 +56,119 @@ class Exit:
             raise SystemExit(128 + self.interrupted_by)
 
 
-def run_process(
-    argv: Sequence[str],
-    *,
-    sinks: Sequence[Callable[[bytes], Any]],
-    environment: Mapping[str, str] | None = None,
-    keep_open: Sequence[int] = (),
-    heartbeat: Callable[[float], None] | None = None,
-    heartbeat_seconds: float = 5.0,
-) -> Exit:
-    """Run a command to its end.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A process to run.
 
-    The process gets a session of its own, so that a Ctrl-C in the terminal reaches it once, through this one; on Linux
+    Attributes:
+        argv: command and arguments.
+        sinks: called with every piece of its output (standard output and error together) as it comes.
+        environment: variables added to this process's own.
+        heartbeat: called with the seconds so far, every `HEARTBEAT_SECONDS`; None for no call.
+    """
+
+    argv: Sequence[str]
+    sinks: Sequence[Callable[[bytes], Any]]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    heartbeat: Callable[[float], None] | None = None
+
+
+def run_processes(jobs: Sequence[Job], *, keep_open: Sequence[int] = ()) -> list[Exit]:
+    """Run commands at the same time, each to its end, whatever becomes of the others.
+
+    Each process gets a session of its own, so that a Ctrl-C in the terminal reaches it once, through this one; on Linux
     the kernel kills it when this process dies, however it dies (it watches the thread that calls: call from the
     main thread, which is also the one that may receive signals). A second forwarded signal kills its process group.
 
     Args:
-        argv: command and arguments.
-        sinks: called with every piece of its output (standard output and error together) as it comes.
-        environment: variables added to this process's own.
-        keep_open: file descriptors it inherits. A lock held through one is held until the child is dead too.
-        heartbeat: called with the seconds so far, every `heartbeat_seconds`.
-        heartbeat_seconds: at least this long between two calls.
+        jobs: what to run.
+        keep_open: file descriptors they inherit. A lock held through one is held until the last child is dead too.
+
+    Returns:
+        How each ended, in the order of the jobs.
 
     Raises:
-        PrmkitError: the command cannot be started.
+        PrmkitError: a command cannot be started; those that were are killed.
     """
-    started = last = time.monotonic()
     with _Forwarding() as forwarding:
-        process = _start(argv, environment or {}, keep_open)
-        forwarding.attach(process)
-        for piece in _pieces(process):
-            for sink in sinks if piece else ():
-                sink(piece)
-            now = time.monotonic()
-            if heartbeat is not None and now - last >= heartbeat_seconds:
-                heartbeat(now - started)
-                last = now
-        status = process.wait()
-    return Exit(status, time.monotonic() - started, forwarding.received)
+        children = []
+        for job in jobs:
+            children.append(_Child(job, forwarding.attach(_start(job, keep_open))))
+        _follow(children, forwarding)
+    return [Exit(child.process.returncode, child.seconds, child.interrupted_by) for child in children]
 
 
-def _start(argv: Sequence[str], environment: Mapping[str, str], keep_open: Sequence[int]) -> subprocess.Popen[bytes]:
+class _Child:
+    """A process that runs."""
+
+    def __init__(self, job: Job, process: subprocess.Popen[bytes]) -> None:
+        self.job = job
+        self.process = process
+        self._started = self._last = time.monotonic()
+        self.seconds = 0.0
+        self.interrupted_by: signal.Signals | None = None
+        assert process.stdout is not None
+        self.stream = process.stdout
+        os.set_blocking(self.stream.fileno(), False)
+
+    def read(self) -> bool:
+        """Pass on what there is to read; False at the end of the output."""
+        piece = os.read(self.stream.fileno(), 65536)
+        for sink in self.job.sinks if piece else ():
+            sink(piece)
+        return bool(piece)
+
+    def beat(self) -> None:
+        now = time.monotonic()
+        self.seconds = now - self._started
+        if self.job.heartbeat is not None and now - self._last >= HEARTBEAT_SECONDS:
+            self.job.heartbeat(self.seconds)
+            self._last = now
+
+    def end(self, interrupted_by: signal.Signals | None) -> None:
+        self.process.wait()
+        self.interrupted_by = interrupted_by
+        self.seconds = time.monotonic() - self._started
+        self.stream.close()
+
+
+def _follow(children: Sequence[_Child], forwarding: _Forwarding) -> None:
+    """Pass on output until all have ended; one's end is its own, though a grandchild may still hold the pipe open."""
+    with selectors.DefaultSelector() as selector:
+        for child in children:
+            selector.register(child.stream, selectors.EVENT_READ, child)
+        while selector.get_map():
+            ended = [key.data for key in selector.get_map().values() if key.data.process.poll() is not None]
+            ready = {key.data for key, _ in selector.select(timeout=0 if ended else POLL_SECONDS)}
+            for child in [key.data for key in selector.get_map().values()]:
+                child.beat()
+                if (child in ready and not child.read()) or (child in ended and child not in ready):
+                    selector.unregister(child.stream)
+                    child.end(forwarding.received)
+
+
+def _start(job: Job, keep_open: Sequence[int]) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
-            list(argv),
+            list(job.argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **job.environment},
             start_new_session=True,
             pass_fds=tuple(keep_open),
-            preexec_fn=_bind_to_parent(os.getpid()),
+            preexec_fn=bind_to_parent(os.getpid()),
         )
     except OSError as error:
-        raise PrmkitError(f"{argv[0]}: cannot be started: {error.strerror}") from error
-
-
-def _pieces(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
-    """Output as it comes, b"" where none came for a moment; ends with the process, though a grandchild may still hold
-    the pipe open."""
-    assert process.stdout is not None
-    with process.stdout as stream, selectors.DefaultSelector() as selector:
-        os.set_blocking(stream.fileno(), False)
-        selector.register(stream, selectors.EVENT_READ)
-        while True:
-            ended = process.poll() is not None
-            ready = selector.select(timeout=0 if ended else POLL_SECONDS)
-            piece = os.read(stream.fileno(), 65536) if ready else b""
-            if piece:
-                yield piece
-            elif ready or ended:  # end of file, or nothing left of a process that has ended
-                return
-            else:
-                yield b""
+        raise PrmkitError(f"{job.argv[0]}: cannot be started: {error.strerror}") from error
 
 
 class _Forwarding:
-    """Forwards SIGINT and SIGTERM to a process's group while it runs; the second one kills the group."""
+    """Forwards SIGINT and SIGTERM to the groups of processes while they run; the second one kills the groups."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> _Forwarding:
@@ -148,29 +180,35 @@ class _Forwarding:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self._process is not None and self._process.poll() is None:  # a sink failed: leave nothing behind
-            self._signal_group(signal.SIGKILL)
-            self._process.wait()
+        self._signal_groups(signal.SIGKILL)  # those left when a sink or a start failed
+        for process in self._processes:
+            process.wait()
 
-    def attach(self, process: subprocess.Popen[bytes]) -> None:
-        """Name the process; a signal that came while it was being started is passed on now."""
-        self._process = process
+    def attach(self, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+        """Name a process; a signal that came while it was being started is passed on now."""
+        self._processes.append(process)
         if self.received is not None:
-            self._signal_group(self.received)
+            self._signal_groups(self.received)
+        return process
 
     def _forward(self, number: signal.Signals) -> None:
         again = self.received is not None
         self.received = self.received or number
-        self._signal_group(signal.SIGKILL if again else number)
+        self._signal_groups(signal.SIGKILL if again else number)
 
-    def _signal_group(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # it ended this very moment
-                os.killpg(self._process.pid, number)
+    def _signal_groups(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):  # it ended this very moment
+                    os.killpg(process.pid, number)
 
 
-def _bind_to_parent(parent: int) -> Callable[[], None] | None:
-    """What the child does before it executes its command: ask the kernel for SIGKILL on its parent's death."""
+def bind_to_parent(parent: int) -> Callable[[], None] | None:
+    """A `preexec_fn` of `subprocess.Popen`: asks the kernel to kill the child when its parent dies. None off Linux.
+
+    Args:
+        parent: this process's id.
+    """
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # loaded here: the child may only make calls that cannot block

@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from prmkit.errors import ConfigError
 from prmkit.rewards import Reward, RewardInput, RewardMixture, RewardsConfig, build_rewards
@@ -31,8 +32,8 @@ __all__ = [
     "DynamicSampling",
     "Group",
     "Judge",
-    "ReferenceLogprobs",
     "Rollout",
+    "TokenScores",
     "has_signal",
     "roll_out",
     "rollout_sums",
@@ -97,8 +98,8 @@ class Rollout:
 
 
 Group = tuple[Rollout, ...]
-ReferenceLogprobs = Callable[[Sequence[Rollout]], Sequence[tuple[float, ...]]]
-"""[T] log-probability of every token that a rollout's policy wrote, under the reference policy, for each rollout."""
+TokenScores = Callable[[Sequence[Rollout]], Mapping[str, Sequence[tuple[float, ...]]]]
+"""[T] log-probabilities of every token that a rollout's policy wrote, for each rollout, by field of RewardInput."""
 
 
 async def sample_group(
@@ -155,7 +156,8 @@ class Judge:
         grader: judges answers.
         scorer: the PRM; needed for the part `process`.
         separator: joins steps to the text that answers are extracted from.
-        reference: needed for the part `kl`.
+        token_scores: needed for the parts `kl` (gives reference_logprobs) and `implicit` (gives prm_logprobs and
+            prm_reference_logprobs).
 
     Raises:
         ConfigError: a part without what it needs.
@@ -167,21 +169,18 @@ class Judge:
         grader: Grader,
         scorer: StepScorer | None = None,
         separator: str = "\n",
-        reference: ReferenceLogprobs | None = None,
+        token_scores: TokenScores | None = None,
     ) -> None:
         if config.process is not None and scorer is None:
             raise ConfigError("rewards.process", config.process, "None without a PRM", "Name one in data.prm.path.")
-        if config.kl is not None and reference is None:
+        if config.kl is not None and token_scores is None:
             raise ConfigError("rewards.kl", config.kl, "None without a reference policy")
-        if config.implicit is not None:
-            raise ConfigError(
-                "rewards.implicit",
-                config.implicit,
-                "None: the implicit PRM's log-probabilities are not made in rollouts",
-            )
+        if config.implicit is not None and token_scores is None:
+            raise ConfigError("rewards.implicit", config.implicit, "None without an implicit PRM")
         self._scorer = None if scorer is None else _Remembering(scorer)
         self._mixture: RewardMixture = build_rewards(config, grader, self._scorer, separator)
-        self._reference = reference if config.kl is not None else None
+        wanted = config.kl is not None or config.implicit is not None
+        self._token_scores = token_scores if wanted else None
 
     async def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """The rollouts with their rewards, in order.
@@ -190,27 +189,32 @@ class Judge:
             DataError: a reward that is not a finite number (see `RewardMixture`).
         """
         inputs = [RewardInput(rollout.problem, rollout.trace) for rollout in rollouts]
-        if self._reference is not None:
-            references = self._reference(rollouts)
-            inputs = [
-                # Ids of a trace without steps are no tokens of the trace.
-                replace(item, reference_logprobs=tuple(values) if item.trace.steps else ())
-                for item, values in zip(inputs, references, strict=True)
-            ]
+        if self._token_scores is not None:
+            for name, rows in self._token_scores(rollouts).items():
+                inputs = [
+                    # Ids of a trace without steps are no tokens of the trace.
+                    _with_field(item, name, tuple(values) if item.trace.steps else ())
+                    for item, values in zip(inputs, rows, strict=True)
+                ]
         judged = await self._mixture(inputs)
-        rows = []
+        found = []
         for row, (rollout, reward) in enumerate(zip(rollouts, judged.rewards, strict=True)):
             parts = {name: _total(values[row]) for name, values in judged.parts.items()}
-            rows.append(replace(rollout, reward=reward, parts=parts, trace=self._scored(rollout)))
+            found.append(replace(rollout, reward=reward, parts=parts, trace=self._scored(rollout)))
         if self._scorer is not None:
             self._scorer.known.clear()
-        return rows
+        return found
 
     def _scored(self, rollout: Rollout) -> Trace:
         if self._scorer is None:
             return rollout.trace
         steps = tuple(step.text for step in rollout.trace.steps)
         return replace(rollout.trace, scores=self._scorer.known.get((rollout.problem.question, steps)))
+
+
+def _with_field(item: RewardInput, name: str, values: tuple[float, ...]) -> RewardInput:
+    changes: dict[str, Any] = {name: values}
+    return replace(item, **changes)
 
 
 def _total(reward: Reward | None) -> float | None:

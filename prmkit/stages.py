@@ -15,7 +15,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -23,14 +24,14 @@ from typing import Any, Literal
 
 from prmkit.errors import ConfigError, DataError, PrmkitError
 from prmkit.io import read_json, write_json
-from prmkit.processes import Exit, run_process
+from prmkit.processes import Exit, Job, run_processes
 
 __all__ = ["Stage", "StageResult", "StageRunner"]
 
 COMPLETE_FILE = ".complete.json"
 RECORD_FILE = ".stage.json"
-HEARTBEAT_SECONDS = 5.0
 TAIL_LINES = 15
+LOCK_ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,16 @@ class Stage:
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def key(self) -> str:
-        """Digest of arguments, settings and contents of inputs. Raises DataError for an input that is not there."""
-        contents = {str(path): _digest(path) for path in self.inputs}
-        text = json.dumps([self.name, self.argv[1:], self.settings, contents], sort_keys=True)
+    def key(self, root: Path | None = None) -> str:
+        """Digest of arguments, settings and contents of inputs.
+
+        Paths below `root`, the run's folder, count relative to it, so that a run can be moved or copied and goes on.
+        Raises DataError for an input that is not there.
+        """
+        place = "" if root is None else f"{root}{os.sep}"
+        shown = (lambda text: text.replace(place, "")) if place else str
+        contents = {shown(str(path)): _digest(path) for path in self.inputs}
+        text = json.dumps([self.name, [*map(shown, self.argv[1:])], self.settings, contents], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -124,7 +131,7 @@ class StageRunner:
         path = self.directory / ".lock"
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except BlockingIOError:
             holder = os.read(handle, 64).decode(errors="replace").strip() or "unknown"
             os.close(handle)
@@ -152,15 +159,32 @@ class StageRunner:
         when the process fails or an output is missing; KeyboardInterrupt or SystemExit(143) after SIGINT or SIGTERM,
         when the process has ended.
         """
+        return self.run_together([stage])[0]
+
+    def run_together(self, stages: Sequence[Stage]) -> list[StageResult]:
+        """Run stages that do not read each other's outputs at the same time; see `run`.
+
+        `write` receives the output of the first that is not complete, the others' goes to their logs only. When one
+        fails the others end first; they are complete then.
+        """
         if self._lock is None:
             raise RuntimeError("StageRunner.run outside its `with` block: the run folder is not locked")
-        if self.directory.resolve() not in stage.directory.resolve().parents:
-            raise ConfigError(f"stage {stage.name}.directory", str(stage.directory), f"a folder in {self.directory}")
-        record = self._record(stage, stage.key())
-        if self._is_complete(stage):
-            self._say(f"{stage.name}: complete, skipped")
-            return StageResult(stage.name, "skipped", record.seconds, record.attempts)
-        return self._attempt(stage, record)
+        for stage in stages:
+            if self.directory.resolve() not in stage.directory.resolve().parents:
+                raise ConfigError(
+                    f"stage {stage.name}.directory", str(stage.directory), f"a folder in {self.directory}"
+                )
+        results: dict[str, StageResult] = {}
+        attempts: list[_Attempt] = []
+        for stage in stages:
+            record = self._record(stage, stage.key(self.directory))
+            if self._is_complete(stage):
+                self._say(f"{stage.name}: complete, skipped")
+                results[stage.name] = StageResult(stage.name, "skipped", record.seconds, record.attempts)
+            else:
+                attempts.append(_Attempt(stage, record, self.directory / "logs" / f"{stage.name}.log"))
+        results.update((result.name, result) for result in self._run_attempts(attempts))
+        return [results[stage.name] for stage in stages]
 
     def _record(self, stage: Stage, key: str) -> _Record:
         """What is known of earlier attempts under this key; leftovers of another key are moved away first."""
@@ -191,47 +215,88 @@ class StageRunner:
             self._say(f"{stage.name}: was complete, but {', '.join(missing)} is gone; running again")
         return not missing
 
-    def _attempt(self, stage: Stage, before: _Record) -> StageResult:
-        attempts = before.attempts + 1
-        log = self.directory / "logs" / f"{stage.name}.log"
-        stage.directory.mkdir(parents=True, exist_ok=True)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._say(f"{stage.name}: " + ("started" if attempts == 1 else f"continued (attempt {attempts})"))
+    def _run_attempts(self, attempts: Sequence[_Attempt]) -> list[StageResult]:
+        with ExitStack() as stack:
+            jobs = []
+            for number, attempt in enumerate(attempts):
+                beside = f"; its output goes to {attempt.log}" if number and self._write is not None else ""
+                self._say(f"{attempt.stage.name}: {attempt.begin(stack)}{beside}")
+                jobs.append(attempt.job(None if number else self._write))
+            exits = run_processes(jobs, keep_open=() if self._lock is None else (self._lock,))
+        for attempt, exit_ in zip(attempts, exits, strict=True):
+            attempt.keep_time(exit_.seconds)
+        results, failures = [], []
+        for attempt, exit_ in zip(attempts, exits, strict=True):
+            if exit_.interrupted_by is not None:  # it may have ended well with its work half done
+                continue
+            try:
+                results.append(attempt.end(exit_))
+            except PrmkitError as error:
+                failures.append(error)
+        for exit_ in exits:
+            exit_.raise_if_interrupted()
+        if failures:
+            raise PrmkitError("\n".join(map(str, failures)))
+        return results
 
-        def keep_time(elapsed: float) -> None:
-            replace(before, attempts=attempts, seconds=before.seconds + elapsed).save(stage.directory)
 
-        keep_time(0.0)
-        with log.open("ab", buffering=0) as file:
-            file.write(f"--- {stage.name}, attempt {attempts}, {time.strftime('%F %T')}: {stage.argv}\n".encode())
-            start = file.tell()
-            exit_ = run_process(
-                stage.argv,
-                environment=stage.environment,
-                sinks=[file.write] if self._write is None else [file.write, self._write],
-                keep_open=() if self._lock is None else (self._lock,),
-                heartbeat=keep_time,
-                heartbeat_seconds=HEARTBEAT_SECONDS,
-            )
-        keep_time(exit_.seconds)
-        self._judge(stage, exit_, log, start)
-        seconds = before.seconds + exit_.seconds
-        outputs = [str(path) for path in stage.outputs]
+class _Attempt:
+    """One process of a stage."""
+
+    def __init__(self, stage: Stage, before: _Record, log: Path) -> None:
+        self.stage, self.log = stage, log
+        self._before = before
+        self._attempts = before.attempts + 1
+        self._start = 0
+
+    def begin(self, stack: ExitStack) -> str:
+        """Open its log; returns what to say."""
+        self.stage.directory.mkdir(parents=True, exist_ok=True)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.keep_time(0.0)
+        self._file = stack.enter_context(self.log.open("ab", buffering=0))
+        now = time.strftime("%F %T")
+        self._file.write(f"--- {self.stage.name}, attempt {self._attempts}, {now}: {self.stage.argv}\n".encode())
+        self._start = self._file.tell()
+        return "started" if self._attempts == 1 else f"continued (attempt {self._attempts})"
+
+    def job(self, write: Callable[[bytes], None] | None) -> Job:
+        sinks = [self._file.write] if write is None else [self._file.write, write]
+        return Job(self.stage.argv, sinks, self.stage.environment, self.keep_time)
+
+    def keep_time(self, elapsed: float) -> None:
+        seconds = self._before.seconds + elapsed
+        replace(self._before, attempts=self._attempts, seconds=seconds).save(self.stage.directory)
+
+    def end(self, exit_: Exit) -> StageResult:
+        """Mark the stage as complete. Raises PrmkitError unless the process ended well and left its outputs."""
+        missing = [str(path) for path in self.stage.outputs if not path.exists()]
+        if exit_.status or missing:
+            reason = exit_.describe() if exit_.status else f"ended well, but did not write {', '.join(missing)}"
+            tail = _tail(self.log, self._start)
+            raise PrmkitError(f"stage {self.stage.name}: {reason}. Its last lines ({self.log}):\n{tail}")
+        seconds = self._before.seconds + exit_.seconds
+        outputs = [str(path) for path in self.stage.outputs]
         write_json(
-            stage.directory / COMPLETE_FILE,
-            {"key": before.key, "argv": list(stage.argv), "outputs": outputs, "seconds": round(seconds, 3)},
+            self.stage.directory / COMPLETE_FILE,
+            {
+                "key": self._before.key,
+                "argv": list(self.stage.argv),
+                "outputs": outputs,
+                "seconds": round(seconds, 3),
+            },
         )
-        return StageResult(stage.name, "ran", seconds, attempts)
+        return StageResult(self.stage.name, "ran", seconds, self._attempts)
 
-    @staticmethod
-    def _judge(stage: Stage, exit_: Exit, log: Path, start: int) -> None:
-        """Raise unless the process ended well and left its outputs."""
-        exit_.raise_if_interrupted()
-        missing = [str(path) for path in stage.outputs if not path.exists()]
-        if exit_.status == 0 and not missing:
-            return
-        reason = exit_.describe() if exit_.status else f"ended well, but did not write {', '.join(missing)}"
-        raise PrmkitError(f"stage {stage.name}: {reason}. Its last lines ({log}):\n{_tail(log, start)}")
+
+def _lock(handle: int) -> None:
+    """Lock a file, or raise BlockingIOError. Somebody who only looks whether it is locked holds it for an instant."""
+    for _ in range(LOCK_ATTEMPTS - 1):
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+    return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _drop(line: str) -> None:

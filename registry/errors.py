@@ -36,7 +36,15 @@ class BusyError(PrmkitError):
 
 
 class GateRefusedError(PrmkitError):
-    """An alias behind the gate was to move to a version that did not pass it."""
+    """An alias behind the gate was to move to a version that did not pass it.
+
+    Attributes:
+        reasons: each condition in words, the met ones too.
+    """
+
+    def __init__(self, message: str, reasons: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.reasons = reasons
 
 
 class IncompatibleError(PrmkitError):

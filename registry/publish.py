@@ -5,6 +5,7 @@ Until that write nothing of the version can be seen; after it, nothing of it can
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -23,10 +24,10 @@ from registry.metrics import Metrics
 from registry.names import blob_key, check_pair, check_path, check_paths
 from registry.records import encode
 from registry.storage import Storage, Watch
-from registry.transfer import in_parallel
+from registry.transfer import hash_file, in_parallel
 from registry.versions import create_version, read_manifest
 
-__all__ = ["RESULTS_FILE", "Publication", "load_metrics", "model_files", "publish"]
+__all__ = ["RESULTS_FILE", "Publication", "content_key", "load_metrics", "model_files", "publish"]
 
 RESULTS_FILE = "results.json"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy"}
@@ -129,6 +130,16 @@ def model_files(folder: Path) -> dict[str, Path]:
             f"or convert it with save_pretrained(..., safe_serialization=True)."
         )
     return files
+
+
+def content_key(policy: Path, prm: Path) -> str:
+    """A publication's key made of the models' files, so that the same ones are published once. See `model_files`."""
+    digest = hashlib.sha256()
+    for folder in (policy, prm):
+        for path, file in model_files(folder).items():
+            digest.update(f"{path}\0{hash_file(file)}\n".encode())
+        digest.update(b"\n")
+    return f"content {digest.hexdigest()[:32]}"
 
 
 def _walk(folder: Path, root: Path) -> Iterable[tuple[str, Path]]:

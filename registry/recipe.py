@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from prmkit.errors import DataError
 from registry.manifest import DataSource, Manifest, Recipe
 from registry.names import blob_key
-from registry.storage import Silent, Storage
+from registry.storage import URL_VARIABLE, Silent, Storage
 from registry.transfer import download, hash_file
 
 __all__ = ["recipe_lines", "record_recipe", "reproduce"]
@@ -99,7 +100,8 @@ def recipe_lines(manifest: Manifest) -> list[str]:
 
 
 def reproduce(storage: Storage, manifest: Manifest, folder: Path) -> None:
-    """Run the commands of a pair in a folder that first receives its attachments.
+    """Run the commands of a pair in a folder that first receives its attachments. Commands that name no registry use
+    this one.
 
     The commands are programs that somebody wrote into a manifest: run those of people you trust.
 
@@ -116,9 +118,11 @@ def reproduce(storage: Storage, manifest: Manifest, folder: Path) -> None:
     for file in manifest.attachments:
         if not (folder / file.path).exists():
             download(storage, blob_key(file.sha256), file.sha256, file.size, folder / file.path, Silent())
+    local = storage.local_path("")
+    environment = {**os.environ, URL_VARIABLE: storage.url if local is None else str(local.resolve())}
     for command in manifest.recipe.commands:
         try:
-            status = subprocess.run(command, cwd=folder, check=False).returncode
+            status = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
         except FileNotFoundError:
             raise DataError(f"{shlex.join(command)}: no such program here") from None
         if status != 0:

@@ -19,7 +19,7 @@ from prmkit.advantages.groups import (
     token_baseline,
 )
 from prmkit.advantages.moments import Moments, whiten
-from prmkit.advantages.steps import rewards_to_go, spread_steps, step_index, step_token_counts
+from prmkit.advantages.steps import StepTable, rewards_to_go, spread_steps, step_index, step_table, step_token_counts
 
 __all__ = [
     "OUTCOME_METHODS",
@@ -31,6 +31,7 @@ __all__ = [
     "Moments",
     "OutcomeMethod",
     "ProcessMethod",
+    "StepTable",
     "TwoLevelEstimates",
     "batch_relative",
     "dr_grpo",
@@ -44,6 +45,7 @@ __all__ = [
     "rloo",
     "spread_steps",
     "step_index",
+    "step_table",
     "step_token_counts",
     "token_baseline",
     "two_level_gae",

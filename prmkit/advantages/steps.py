@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from prmkit.errors import DataError
 
-__all__ = ["rewards_to_go", "spread_steps", "step_index", "step_token_counts"]
+__all__ = ["StepTable", "rewards_to_go", "spread_steps", "step_index", "step_table", "step_token_counts"]
 
 
 def step_index(ends: Sequence[Sequence[int]], width: int, offsets: Sequence[int] | None = None) -> Tensor:
@@ -59,6 +60,36 @@ def step_token_counts(index: Tensor, steps: int) -> Tensor:
     counts = torch.zeros(index.shape[0], steps + 1, dtype=torch.long, device=index.device)
     counts.scatter_add_(1, index + 1, torch.ones_like(index))
     return counts[:, 1:]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTable:
+    """Where steps are.
+
+    Attributes:
+        mask: [B, S] bool, True where there is a step.
+        starts: [B, S] long, index of each step's first token; 0 where there is no step.
+        last: [B, S] bool, True at each row's last step.
+    """
+
+    mask: Tensor
+    starts: Tensor
+    last: Tensor
+
+
+def step_table(index: Tensor, steps: int) -> StepTable:
+    """Where the steps of an `index`, [B, T], are.
+
+    Args:
+        index: [B, T] long, from `step_index`: a row's steps are numbered from 0 without gaps.
+        steps: S, more than any entry of index.
+    """
+    counts = step_token_counts(index, steps)
+    mask = counts > 0
+    first = (index < 0).long().cumprod(1).sum(1, keepdim=True)  # a row's own tokens stand together
+    starts = first + counts.cumsum(1) - counts
+    number = torch.arange(steps, device=index.device)
+    return StepTable(mask, torch.where(mask, starts, 0), mask & (number == mask.sum(1, keepdim=True) - 1))
 
 
 def rewards_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from prmkit.annotation.records import StepLabels
 from prmkit.annotation.targets import NO_ERROR
 from prmkit.chunks import ChunkedOutput
-from prmkit.errors import ConfigError, DataError, PrmkitError
+from prmkit.errors import ConfigError, DataError, EngineLostError, PrmkitError
 from prmkit.io import read_jsonl
 from prmkit.seeding import derive_seed
 from prmkit.types import Engine, GenerationRequest, SamplingParams, StepScorer
@@ -267,6 +267,8 @@ async def _opinion(record: StepLabels, judge: Judge) -> Opinion | str:
     """The opinion, or why there is none."""
     try:
         return await judge.judge(record.question, record.steps)
+    except EngineLostError:
+        raise
     except _ISOLATED as error:
         return f"{type(error).__name__}: {error}"
 

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from prmkit.annotation import math_shepherd, mips, omegaprm
+from prmkit.annotation import math_shepherd, mips, omegaprm, traces
 from prmkit.annotation.counts import ProblemLabels
 from prmkit.errors import ConfigError
-from prmkit.search.budget import Budget
-from prmkit.types import Engine, Grader, Problem
 
-__all__ = ["METHODS", "AnnotationMethod", "Annotator", "get_method"]
-
-
-class Annotator(Protocol):
-    """Labels solutions of one problem. `params` are of the method's own class."""
-
-    async def __call__(
-        self, problem: Problem, engine: Engine, grader: Grader, params: Any, policy: str, budget: Budget
-    ) -> ProblemLabels: ...
+__all__ = ["METHODS", "AnnotationMethod", "get_method"]
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotationMethod:
-    """A method: the class of its parameters, the coroutine for one problem, and a line about it."""
+    """A method: the class of its parameters, the coroutine `(problem, engine, grader, params, policy, budget)` that
+    labels solutions of one problem, and a line about it.
+
+    Where `from_rows` holds, solutions are not sampled: `annotate` takes them as `candidates`, by problem id.
+    """
 
     params: type
-    annotate: Annotator
+    annotate: Callable[..., Coroutine[Any, Any, ProblemLabels]]
     summary: str
+    from_rows: bool = False
 
 
 METHODS = {
@@ -39,6 +35,12 @@ METHODS = {
         math_shepherd.MathShepherdParams, math_shepherd.annotate_problem, "rollouts from every step of wrong solutions"
     ),
     "mips": AnnotationMethod(mips.MiPSParams, mips.annotate_problem, "rollouts from every step of every solution"),
+    "traces": AnnotationMethod(
+        traces.TracesParams,
+        traces.annotate_problem,
+        "binary search in the solutions of `prm search` that its PRM believed",
+        from_rows=True,
+    ),
 }
 
 

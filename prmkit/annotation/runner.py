@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from prmkit.annotation.counts import AnnotationCounts, ProblemLabels
 from prmkit.annotation.methods import get_method
+from prmkit.annotation.traces import Candidates
 from prmkit.chunks import ChunkedOutput, encode_lines
 from prmkit.claims import ClaimFolder
-from prmkit.errors import ConfigError, DataError, PrmkitError
+from prmkit.errors import ConfigError, DataError, EngineLostError, PrmkitError
 from prmkit.io import parse_json_line
 from prmkit.search.budget import Budget
 from prmkit.types import Engine, Grader, Problem, Usage
+from prmkit.windows import work_through
 
 __all__ = ["AnnotationRun", "Workers", "gather_chunks", "run_annotation", "run_claimed"]
 
 # What may go wrong with one problem without saying anything about the others: its text, its data, a server's reply.
 _ISOLATED = (PrmkitError, ValueError, OSError)
-_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class AnnotationRun:
         policy: name of the policy, for the records.
         in_flight: problems worked on at once; at least 1.
         chunk: problems written at once, and the unit of resuming and sharing; at least 1.
+        candidates: solutions by problem id, for a method that labels given ones; None for all others.
     """
 
     method: str
@@ -47,6 +49,7 @@ class AnnotationRun:
     policy: str = ""
     in_flight: int = 100
     chunk: int = 50
+    candidates: Candidates | None = None
 
     def __post_init__(self) -> None:
         for name in ("in_flight", "chunk"):
@@ -54,6 +57,9 @@ class AnnotationRun:
                 raise ConfigError(name, getattr(self, name), "an integer of at least 1")
         if not isinstance(self.params, get_method(self.method).params):
             raise ConfigError("params", type(self.params).__name__, get_method(self.method).params.__name__)
+        if get_method(self.method).from_rows != (self.candidates is not None):
+            expected = "the solutions to label" if self.candidates is None else f"null: {self.method} samples its own"
+            raise ConfigError("candidates", self.candidates, expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +211,8 @@ class _Window:
         self._shown = before
         self._show = show or (lambda _, __: None)
         self._annotate = get_method(run.method).annotate
+        if run.candidates is not None:
+            self._annotate = partial(self._annotate, candidates=run.candidates)
         self._room = asyncio.Semaphore(run.in_flight)
         self._mark = time.monotonic()
 
@@ -218,24 +226,13 @@ class _Window:
             complete: is there nothing left to wait for?
             write: what to do with a finished chunk.
         """
-        begun: deque[tuple[int, list[asyncio.Task[tuple[ProblemLabels | str, Usage]]]]] = deque()
-        ahead = 1 + -(-self._run.in_flight // self._run.chunk)
-        try:
-            while True:
-                number = take() if len(begun) < ahead else None
-                if number is not None:
-                    begun.append((number, self._begin(number)))
-                elif begun:
-                    await self._end(*begun[0], write)
-                    begun.popleft()
-                elif complete():
-                    return
-                else:
-                    await asyncio.sleep(_POLL_SECONDS)  # others hold the rest; one of them may die
-        finally:
-            for _, tasks in begun:
-                for task in tasks:
-                    task.cancel()
+        await work_through(
+            take,
+            self._begin,
+            lambda number, tasks: self._end(number, tasks, write),
+            ahead=1 + -(-self._run.in_flight // self._run.chunk),
+            complete=complete,
+        )
 
     def _begin(self, number: int) -> list[asyncio.Task[tuple[ProblemLabels | str, Usage]]]:
         size = self._run.chunk
@@ -281,6 +278,8 @@ class _Window:
                     problem, self._workers.engine, self._workers.grader, self._run.params, self._run.policy, budget
                 )
                 counts = result.counts
+            except EngineLostError:
+                raise
             except _ISOLATED as error:
                 result = f"{type(error).__name__}: {error}"
                 counts = AnnotationCounts(problems=1, failed=1)

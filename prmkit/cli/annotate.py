@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from contextlib import ExitStack
@@ -11,14 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 from prmkit.annotation.counts import AnnotationCounts
 from prmkit.annotation.methods import METHODS, get_method
-from prmkit.cli.loading import entered, fingerprint, load_engine, load_problems, resolve_model
-from prmkit.cli.options import EngineConfig, ProblemSource, build, make_parser, peek, wants_help
+from prmkit.cli.loading import entered, load_engine, load_problems, model_identity, resolve_model
+from prmkit.cli.options import (
+    SERVER_FLAGS,
+    EngineConfig,
+    ProblemSource,
+    build,
+    expand_servers,
+    make_parser,
+    peek,
+    wants_help,
+)
+from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
-from prmkit.errors import ConfigError
+from prmkit.errors import ConfigError, DataError
 from prmkit.types import Problem, SamplingParams, Task, Usage, VerifiableTask
 
 if TYPE_CHECKING:
     from prmkit.annotation.runner import AnnotationRun
+    from prmkit.annotation.traces import Candidates
     from prmkit.chunks import ChunkedOutput
 
 __all__ = ["SUMMARY", "AnnotateConfig", "parse_shard", "parser", "run", "shard_of"]
@@ -32,8 +44,11 @@ methods (--method NAME --help lists the settings of each):
 examples:
   prm annotate --config configs/annotate/accumulator.yaml --policy runs/accumulator/sft/policy --output steps.jsonl
   prm annotate --method omegaprm --policy my-policy --output steps.jsonl --task gsm8k --data gsm8k/train.jsonl
+  prm annotate --config C --policy P --output steps.jsonl --engine http --endpoint http://a:8000 --endpoint http://b:8000
   prm annotate --method math_shepherd --help
+  prm annotate --method traces --candidates runs/search/rows.jsonl --policy P --output hard.jsonl   what misled a search
   prm annotate --config C --policy P --output part-2.jsonl --shard 2/8      the second eighth; concatenate the outputs
+  prm annotate --config C --policy P --output steps.jsonl --workers 4       four processes on this machine
   prm annotate --config C --policy P --output steps.jsonl --shared true     start as many as you like, on any machine
   prm annotate --convert math-aps.jsonl --to prmkit --output steps.jsonl    see prm annotate --convert --help
   prm annotate --judge steps.jsonl --prm my-prm                             see prm annotate --judge --help
@@ -51,9 +66,11 @@ class AnnotateConfig:
     """What to annotate, and where to.
 
     Attributes:
-        policy: model folder or hub name of the policy.
+        policy: model folder or hub name of the policy; with engine http its tokenizer and step format are enough.
         output: the JSON-lines file to write.
-        method: omegaprm, math_shepherd or mips.
+        method: omegaprm, math_shepherd, mips or traces.
+        candidates: the rows.jsonl of a `prm search`, whose solutions the method traces labels; its problems are those
+            of the rows, `task` and `data` give the grader.
         policy_format: step format in place of the policy's own: a preset, a file or a folder.
         policy_name: the policy's name in the records; null takes `policy`.
         in_flight: problems worked on at once; at least 1.
@@ -61,25 +78,40 @@ class AnnotateConfig:
         shard: i/n, the i-th of n equal parts of the problems, from 1; null takes all.
         shared: work on one output together with other processes that were started alike; they share the folder
             <output>.parts, and the last one puts the output together.
+        workers: processes on this machine, at least 1; with more than 1 they share the work as with `shared`.
         overwrite: begin anew, whatever the output holds.
     """
 
     policy: str
     output: str
     method: str = "omegaprm"
+    candidates: str | None = None
     policy_format: str | None = None
     policy_name: str | None = None
     in_flight: int = 100
     chunk: int = 50
     shard: str | None = None
     shared: bool = False
+    workers: int = 1
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.shard is not None:
             parse_shard(self.shard)
-        if self.shared and self.overwrite:
-            raise ConfigError("overwrite", True, "false with shared", f"Delete {self.output} and its .parts first.")
+        if get_method(self.method).from_rows != (self.candidates is not None):
+            accepted = "the rows.jsonl of a `prm search`" if self.candidates is None else "null"
+            raise ConfigError("candidates", self.candidates, f"{accepted}, with method {self.method}")
+        if self.workers < 1:
+            raise ConfigError("workers", self.workers, "an integer of at least 1")
+        if self.in_company and self.overwrite:
+            raise ConfigError(
+                "overwrite", True, "false with shared or workers", f"Delete {self.output} and its .parts first."
+            )
+
+    @property
+    def in_company(self) -> bool:
+        """Do several processes share the work?"""
+        return self.shared or self.workers > 1
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -122,38 +154,66 @@ def run(argv: list[str]) -> int:
         from prmkit.cli.judge import run_judge_command
 
         return run_judge_command(argv)
-    arguments, _ = expand_configs(argv)
+    arguments, _ = expand_configs(expand_servers(argv))
+    if not wants_help(argv):
+        arguments = with_pair(arguments, {"policy": "--policy"}, "--policy_name")
     method = peek(arguments, "method", AnnotateConfig.method)
     parse = parser(method)
     if wants_help(argv):
         methods = "\n".join(f"  {name:15}{entry.summary}" for name, entry in METHODS.items())
-        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES.format(methods=methods)}")
+        print(
+            f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{SERVER_FLAGS}{PAIR_HELP}\n{EXAMPLES.format(methods=methods)}"
+        )
         return 0
     with user_errors("prm annotate", parse):
         values = parse.instantiate(parse.parse_args(arguments))
         config, source = build(AnnotateConfig, values), build(ProblemSource, values)
         params: Any = build(get_method(method).params, values)
-    task, split, problems = load_problems(source, "train")
+    task, split, problems, candidates = _problems(config, source)
     problems = shard_of(problems, config.shard)
-    folder, step_format = resolve_model(config.policy, config.policy_format, "policy")
+    engine: EngineConfig = values["engine"]
+    folder, step_format = resolve_model(config.policy, config.policy_format, "policy", weights=engine.kind != "http")
+    content, computed = model_identity(config.policy, folder, engine)
     settings = {
         "policy_name": config.policy_name or config.policy,
-        "policy": fingerprint(folder),
+        "policy": content,
         "policy_format": step_format.to_dict(),
         **{**asdict(source), "split": split},
         "method": method,
         **asdict(params),
         "shard": config.shard,
         "chunk": config.chunk,
-        "engine": {"dtype": values["engine"].dtype},
+        "engine": computed,
     }
+    if config.candidates is not None:
+        with Path(config.candidates).open("rb") as file:
+            settings["candidates"] = hashlib.file_digest(file, "sha256").hexdigest()
     from prmkit.annotation.runner import AnnotationRun
 
-    annotation = AnnotationRun(method, params, config.policy_name or config.policy, config.in_flight, config.chunk)
-    job = _Job(config, annotation, settings, task, problems)
-    state = _annotate(job, lambda: load_engine(folder, step_format, values["engine"]))
+    annotation = AnnotationRun(
+        method, params, config.policy_name or config.policy, config.in_flight, config.chunk, candidates
+    )
+    job = _Job(config, annotation, settings, task, problems, tuple(argv))
+    state = _annotate(job, lambda stack: load_engine(folder, step_format, engine, stack))
     _report(job, state, getattr(params, "threshold", 0.0))
     return 0
+
+
+def _problems(
+    config: AnnotateConfig, source: ProblemSource
+) -> tuple[Task, str | None, list[Problem], Candidates | None]:
+    """Task, split, problems, and the solutions to label where they are given."""
+    if config.candidates is None:
+        return (*load_problems(source, "train"), None)
+    from prmkit.annotation.traces import problems_of
+    from prmkit.search.rows import read_rows
+    from prmkit.tasks import get_task
+
+    problems, candidates = problems_of(read_rows(config.candidates))
+    if not problems:
+        raise DataError(f"{config.candidates}: no rows")
+    problems = problems[source.offset :][: source.limit]
+    return get_task(source.task, source.data, **source.task_options), source.split, problems, candidates
 
 
 @dataclass(frozen=True)
@@ -165,6 +225,7 @@ class _Job:
     settings: dict[str, Any]
     task: Task
     problems: list[Problem]
+    arguments: tuple[str, ...]
 
     @property
     def chunks(self) -> int:
@@ -182,13 +243,13 @@ def _annotate(job: _Job, load: Any) -> dict[str, Any]:
     from prmkit.annotation.runner import Workers, run_annotation
     from prmkit.cli.progress import ProgressLine
 
-    if job.config.shared:
+    if job.config.in_company:
         return _annotate_shared(job, load)
     with ExitStack() as stack:
         output = stack.enter_context(job.open(job.config.overwrite))
         if output.complete:
             return output.state
-        workers = Workers(load(), entered(job.task.grader, stack))
+        workers = Workers(load(stack), entered(job.task.grader, stack))
         done = min(output.chunks * job.run.chunk, len(job.problems))
         progress = stack.enter_context(ProgressLine("annotate", len(job.problems), done))
         return run_annotation(
@@ -201,15 +262,22 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
     from prmkit.annotation.runner import Workers, gather_chunks, run_claimed
     from prmkit.claims import ClaimFolder
     from prmkit.cli.progress import ProgressLine
+    from prmkit.cli.workers import LocalWorkers
 
     with ExitStack() as stack:
         claims = stack.enter_context(ClaimFolder(f"{job.config.output}.parts", job.settings, job.chunks))
         if not claims.all_done:
-            workers = Workers(load(), entered(job.task.grader, stack))
-            progress = stack.enter_context(ProgressLine("annotate (this worker)", len(job.problems)))
-            run_claimed(
-                job.problems, workers, claims, job.run, lambda counts, usage: progress.advance(_so_far(counts, usage))
-            )
+            same = ("annotate", *job.arguments, "--workers", "1", "--shared", "true")
+            stack.enter_context(LocalWorkers(same, job.config.workers - 1, claims.folder))
+            workers = Workers(load(stack), entered(job.task.grader, stack))
+            progress = stack.enter_context(ProgressLine("annotate", len(job.problems)))
+            size = job.run.chunk
+
+            def show(counts: AnnotationCounts, usage: Usage) -> None:
+                others = min(claims.done_by_others() * size, len(job.problems) - counts.problems)
+                progress.advance(f"this worker: {_so_far(counts, usage)}", counts.problems + others)
+
+            run_claimed(job.problems, workers, claims, job.run, show)
         stack.enter_context(claims.gathering())
         return gather_chunks(claims, stack.enter_context(job.open()))
 

@@ -1,7 +1,9 @@
-"""`prm demo`: the first half of the loop on built-in data, from random weights to PRM-guided best-of-N.
+"""`prm demo`: once around the loop on built-in data, from random weights to PRM-guided best-of-N and a better policy.
 
-Four stages, each a process of its own that is skipped when it is complete and continued when it was interrupted:
-SFT fit, annotation, PRM fit, search. What they leave is gathered in `summary.json` and one picture.
+Six stages, each a process of its own that is skipped when it is complete and continued when it was interrupted: SFT
+fit; annotation; PRM fit and GRPO fit; search with the first policy and with the improved one. Stages that do not need
+each other run at the same time, each on one thread, so that the figures do not depend on the number of cores. What they
+leave is gathered in `summary.json` and one picture.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ __all__ = ["SUMMARY", "run", "stages", "summarise"]
 SUMMARY = "train a policy and a PRM on built-in data, then compare best-of-N with majority voting"
 
 _EPILOG = """examples:
-  prm demo                                  5 to 8 minutes on two CPU cores; leaves runs/demo
+  prm demo                                  about 5 minutes on two CPU cores; leaves runs/demo
   prm demo --seed 1 --output runs/demo-1    the same with other random numbers
   prm demo --config quick                   seconds, to see that everything works; its figures mean nothing
 
 Interrupted at any moment and started again it goes on where it was, and ends with the same figures."""
 
 PICTURE = "accuracy_vs_budget.png"
-_STAGE_NAMES = {"sft": "policy (SFT)", "annotate": "annotation", "prm": "PRM", "search": "best-of-N"}
+_JOBS = ("sft", "annotate", "prm", "grpo", "search")
+_STAGE_NAMES = {"sft": "policy (SFT)", "annotate": "annotation", "prm": "PRM beside GRPO", "search": "best-of-N"}
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -43,83 +47,83 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--config",
         default="accumulator",
-        help="name of the configs, one in each of configs/{sft,annotate,prm,search} (default: %(default)s)",
+        help="name of the configs, one in each of configs/{sft,annotate,prm,grpo,search} (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
 
     from prmkit.stages import StageRunner
 
-    results: list[StageResult] = []
+    rounds: list[list[StageResult]] = []
     with StageRunner(
         arguments.output, write=lambda data: _forward(data), say=lambda line: print(f"== {line}", flush=True)
     ) as runner:
-        for stage in stages(arguments.output, arguments.config, arguments.seed):
-            results.append(runner.run(stage))
-    summary = summarise(arguments.output, arguments.seed, results)
+        for together in stages(arguments.output, arguments.config, arguments.seed):
+            rounds.append(runner.run_together(together))
+    summary = summarise(arguments.output, arguments.seed, rounds)
     _report(summary, arguments.output)
     return 0
 
 
-def stages(output: Path, config: str, seed: int) -> list[Stage]:
-    """The stages of the demo, in order."""
+def stages(output: Path, config: str, seed: int) -> list[list[Stage]]:
+    """The stages of the demo in order; those of an inner list run at the same time."""
     from prmkit.resources import find_config
     from prmkit.stages import Stage
 
-    prm = (sys.executable, "-m", "prmkit.cli")
+    configs = {kind: find_config(f"configs/{kind}/{config}.yaml") for kind in _JOBS}
     policy, annotations = output / "sft" / "policy", output / "annotate" / "annotations.jsonl"
-    model, rows = output / "prm" / "model", output / "search" / "rows.jsonl"
+    model, improved = output / "prm" / "model", output / "grpo" / "policy"
 
-    def fit(kind: str, *overrides: str) -> tuple[str, ...]:
-        root = ("--trainer.default_root_dir", str(output / kind), "--seed_everything", str(seed))
-        return (*prm, "fit", "--config", str(configs[kind]), *root, *overrides, "--ckpt_path", "last")
+    def stage(name: str, kind: str, command: Sequence[object], outputs: Sequence[Path], *inputs: Path) -> Stage:
+        argv = (sys.executable, "-m", "prmkit.cli", *map(str, command))
+        return Stage(name, argv, output / name, tuple(outputs), (configs[kind], *inputs), environment=_ENVIRONMENT)
 
-    configs = {kind: find_config(f"configs/{kind}/{config}.yaml") for kind in _STAGE_NAMES}
-    annotate = ("annotate", "--config", str(configs["annotate"]), "--policy", str(policy), "--output", str(annotations))
-    search = ("search", "--config", str(configs["search"]), "--policy", str(policy), "--prm", str(model))
+    def fit(kind: str, made: Path, *inputs: Path) -> Stage:
+        # a config finds what earlier stages left in the folders beside its own
+        root = ("--trainer.default_root_dir", output / kind, "--seed_everything", seed)
+        return stage(kind, kind, ("fit", "--config", configs[kind], *root, "--ckpt_path", "last"), (made,), *inputs)
+
+    def search(name: str, solver: Path, *options: object) -> Stage:
+        made = [output / name / file for file in ("rows.jsonl", "summary.json", PICTURE)]
+        models = ("--policy", solver, "--prm", model, "--output", output / name, "--seed", seed)
+        command = ("search", "--config", configs["search"], *models, *options)
+        return stage(name, "search", command, made, solver, model)
+
+    annotate = ("annotate", "--config", configs["annotate"], "--policy", policy, "--output", annotations)
     return [
-        Stage("sft", fit("sft"), output / "sft", (policy,), (configs["sft"],)),
-        Stage(
-            "annotate",
-            (*prm, *annotate, "--seed", str(seed)),
-            output / "annotate",
-            (annotations,),
-            (configs["annotate"], policy),
-        ),
-        Stage(
-            "prm",
-            fit("prm", "--model.init_args.source.path", str(policy), "--data.init_args.train.0.path", str(annotations)),
-            output / "prm",
-            (model,),
-            (configs["prm"], policy, annotations),
-        ),
-        Stage(
-            "search",
-            (*prm, *search, "--output", str(output / "search"), "--seed", str(seed)),
-            output / "search",
-            (rows, output / "search" / "summary.json", output / "search" / PICTURE),
-            (configs["search"], policy, model),
-        ),
+        [fit("sft", policy)],
+        [stage("annotate", "annotate", (*annotate, "--seed", seed), (annotations,), policy)],
+        [fit("prm", model, policy, annotations), fit("grpo", improved, policy)],
+        [search("search", policy), search("improved", improved, "--n", 4)],
     ]
 
 
-def summarise(output: Path, seed: int, results: Sequence[StageResult]) -> dict[str, Any]:
-    """Gather the stages' figures into `summary.json` and copy the picture beside it; returns the summary."""
-    searched = read_json(output / "search" / "summary.json")
+def summarise(output: Path, seed: int, rounds: Sequence[Sequence[StageResult]]) -> dict[str, Any]:
+    """Gather the stages' figures into `summary.json` and copy the picture beside it; returns the summary.
+
+    Args:
+        output: folder of the run.
+        seed: of the run.
+        rounds: what became of the stages; those of an inner list ran at the same time.
+    """
+    searched, improved = (read_json(output / name / "summary.json") for name in ("search", "improved"))
     annotated = read_json(output / "annotate" / "annotations.jsonl.report.json")
-    seconds = {result.name: round(result.seconds, 1) for result in results}
-    tokens = {
-        "sft": read_json(output / "sft" / "training.json")["tokens"],
-        "annotate": annotated["usage"]["generated_tokens"],
-        "prm": read_json(output / "prm" / "training.json")["tokens"],
-        "search": searched["tokens"],
-    }
+    results = [result for together in rounds for result in together]
+    total = sum(max(result.seconds for result in together) for together in rounds)
+    tokens = {kind: read_json(output / kind / "training.json")["tokens"] for kind in ("sft", "prm", "grpo")}
+    tokens |= {"annotate": annotated["usage"]["generated_tokens"], "search": searched["tokens"]}
     summary = {
         "seed": seed,
-        "seconds": {"total": round(sum(seconds.values()), 1), **seconds},
+        "seconds": {"total": round(total, 1), **{result.name: round(result.seconds, 1) for result in results}},
         "attempts": {result.name: result.attempts for result in results},
-        "tokens": tokens,
+        "tokens": {**tokens, "improved": improved["tokens"]},
         "annotation": {key: annotated[key] for key in ("counts", "truth") if key in annotated},
-        "figures": searched["figures"],
+        "figures": {
+            **searched["figures"],
+            "grpo": {
+                when: {name: found["figures"][name] for name in ("pass_at_1", "greedy", "greedy_se")}
+                for when, found in (("before", searched), ("after", improved))
+            },
+        },
     }
     write_json(output / "summary.json", summary)
     shutil.copyfile(output / "search" / PICTURE, output / PICTURE)
@@ -133,10 +137,13 @@ def _forward(data: bytes) -> None:
 
 def _report(summary: dict[str, Any], output: Path) -> None:
     figures, seconds = summary["figures"], summary["seconds"]
-    gain = figures["gain_at_16"]
+    gain, before, after = figures["gain_at_16"], figures["grpo"]["before"], figures["grpo"]["after"]
+    times = ", ".join(f"{stage} {seconds[name]:.0f} s" for name, stage in _STAGE_NAMES.items())
     print(
         f"\nPRM vote minus majority at N = 16: {gain['mean']:+.3f} +- {gain['se']:.3f} (standard error over problems)\n"
-        f"{seconds['total']:.0f} s: "
-        + ", ".join(f"{_STAGE_NAMES[name]} {seconds[name]:.0f} s" for name in _STAGE_NAMES)
-        + f"\n{output / 'summary.json'}   every figure\n{output / PICTURE}   accuracy against budget"
+        f"policy before and after GRPO: pass@1 {before['pass_at_1']:.3f} and {after['pass_at_1']:.3f}, "
+        f"greedy {before['greedy']:.3f} and {after['greedy']:.3f}\n"
+        f"{seconds['total']:.0f} s: {times}\n"
+        f"{output / 'summary.json'}   every figure\n"
+        f"{output / PICTURE}   accuracy against budget"
     )

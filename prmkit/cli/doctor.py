@@ -16,6 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from prmkit.engines.config import HttpConfig
+from prmkit.errors import PrmkitError
+
 __all__ = ["Package", "inspect_packages", "run"]
 
 Status = Literal["ok", "missing", "out of range"]
@@ -28,6 +31,7 @@ _REMARKS = {
     "wandb": "for logging to Weights & Biases",
 }
 _DEVELOPMENT = "dev"
+_ENDPOINT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +145,29 @@ def _runs_folder(folder: Path) -> dict[str, Any]:
     return {"path": str(folder), "writable": True, "reason": None}
 
 
-def _report(runs: Path) -> dict[str, Any]:
+def _ask_endpoint(url: str) -> dict[str, Any]:
+    """What a server says that it serves, or why it does not answer."""
+    from prmkit.engines.http_client import HttpClient
+
+    models: list[str] = []
+
+    async def probe(client: HttpClient, address: str) -> None:
+        listed = (await client.ask(address, "/v1/models")).get("data")
+        models.extend(str(card.get("id")) for card in listed or [] if isinstance(card, Mapping))
+
+    try:
+        client = HttpClient(HttpConfig([url], timeout=_ENDPOINT_SECONDS, connect_timeout=_ENDPOINT_SECONDS), probe)
+        client.open()
+        client.close()
+    except PrmkitError as error:
+        return {"url": url, "models": [], "reason": str(error)}
+    return {"url": url, "models": models, "reason": None if models else "/v1/models lists no model"}
+
+
+def _report(runs: Path, endpoints: Sequence[str] = ()) -> dict[str, Any]:
     packages = inspect_packages()
     return {
+        "endpoints": [_ask_endpoint(url) for url in endpoints],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "prmkit": importlib.metadata.version("prmkit"),
@@ -190,6 +214,9 @@ def _print(report: Mapping[str, Any]) -> None:
         console.print(line, highlight=False)
     runs = report["runs"]
     console.print(f"{runs['path']}: " + ("writable" if runs["writable"] else f"[red]not writable: {runs['reason']}[/]"))
+    for endpoint in report["endpoints"]:
+        served = f"serves {', '.join(endpoint['models'])}"
+        console.print(f"{endpoint['url']}: {served}" if endpoint["models"] else endpoint["reason"], highlight=False)
     for problem in report["problems"]:
         console.print(f"[red]{problem}[/]", highlight=False)
     console.print("[red]not ready[/]" if _failed(report) else "[green]ready[/]")
@@ -212,20 +239,27 @@ def _device_lines(devices: Mapping[str, Any]) -> list[str]:
 
 
 def _failed(report: Mapping[str, Any]) -> bool:
-    return bool(report["problems"]) or "torch_error" in report["devices"] or not report["runs"]["writable"]
+    silent = any(endpoint["reason"] for endpoint in report["endpoints"])
+    broken = bool(report["problems"]) or "torch_error" in report["devices"]
+    return silent or broken or not report["runs"]["writable"]
 
 
 def run(argv: Sequence[str]) -> int:
-    """`prm doctor`. Returns 0, or 2 when a required part is missing, out of range, or `--runs` is not writable."""
+    """`prm doctor`. Returns 0, or 2 when a required part is missing, out of range, an endpoint does not
+    answer, or `--runs` is not writable."""
     parser = argparse.ArgumentParser(
         prog="prm doctor",
         description="What is installed against what is supported, which devices there are, which optional parts are "
-        "missing and how to get them. Ends with status 2 when a required part is missing or out of range.",
+        "missing and how to get them. Ends with status 2 when a required part is missing or out of range, or when an "
+        "endpoint does not answer.",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for results (default: %(default)s)")
+    parser.add_argument(
+        "--endpoint", action="append", default=[], metavar="URL", help="ask a server what it serves; may be repeated"
+    )
     arguments = parser.parse_args(argv)
-    report = _report(arguments.runs)
+    report = _report(arguments.runs, arguments.endpoint)
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from prmkit.cli.pair_option import with_pair_for_fit
 from prmkit.cli.parsing import expand_configs
 
 __all__ = ["fit", "predict", "test", "validate"]
@@ -39,6 +40,8 @@ arguments:
                           then among the shipped configs ({configs})
   --KEY VALUE             overrides one key: --model.init_args.optimizer.lr 1e-4, or short --model.optimizer.lr 1e-4;
                           an item of a list by its number: --trainer.callbacks.0.init_args.save_top_k 2
+  --pair NAME@VERSION     go on from a version of the registry (--registry URL): a PRM from its PRM, a policy from its
+                          policy, with its PRM where rollouts get process rewards
   --ckpt_path PATH|last   a checkpoint; `last` is the newest complete one in the run's checkpoint folder{last}
   --print_config          print the merged config with every default, and stop
   --model.help CLASS      the settings of a class; likewise --data.help CLASS
@@ -61,7 +64,9 @@ _EXAMPLES = {
 _NOTES = {
     "fit": """
 On one CPU the same config and seed give the same weights. A run killed at any moment and started again with
-`--ckpt_path last` goes on from its newest complete checkpoint; half-written files are never picked up.""",
+`--ckpt_path last` goes on from its newest complete checkpoint; half-written files are never picked up. On SIGTERM or
+SIGUSR1 it saves behind the present optimiser step and ends with status 75: start it again. Several machines and
+clusters: docs/cluster.md.""",
     "predict": """
 The lines go to `predictions.jsonl` in trainer.default_root_dir, or to --predictions FILE.""",
 }
@@ -92,7 +97,8 @@ def _run(command: str, argv: Sequence[str]) -> int:
         print(_help(command))
         return 0
     arguments = ["--help" if argument == "--help-all" else argument for argument in argv]
-    arguments, _ = expand_configs(arguments)
+    arguments, files = expand_configs(arguments)
+    arguments = with_pair_for_fit(arguments, files)
     from prmkit.cli.trainer_cli import PrmCLI, run_trainer
 
     return run_trainer(PrmCLI(command, arguments))

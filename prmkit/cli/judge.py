@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prmkit.annotation.judge import JudgePrompt, verdicts_path
-from prmkit.cli.loading import fingerprint, load_engine, load_scorer, resolve_model
-from prmkit.cli.options import EngineConfig, ScorerConfig, build, make_parser, wants_help
+from prmkit.cli.loading import load_engine, load_scorer, model_identity, resolve_model
+from prmkit.cli.options import EngineConfig, ScorerConfig, build, expand_servers, make_parser, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError
 from prmkit.types import SamplingParams
@@ -75,7 +75,7 @@ def run_judge_command(argv: list[str]) -> int:
     if wants_help(argv):
         print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES}")
         return 0
-    arguments, _ = expand_configs(argv)
+    arguments, _ = expand_configs(expand_servers(argv))
     with user_errors("prm annotate --judge", parse):
         values = parse.instantiate(parse.parse_args(arguments))
         config = build(JudgeConfig, values)
@@ -97,10 +97,13 @@ def _judge(config: JudgeConfig, values: Any, path: str) -> dict[str, Any]:
     records = list(load_records(config.judge))
     name = str(config.prm or config.policy)
     which = "policy" if config.prm is None else "prm"
-    folder, step_format = resolve_model(name, getattr(config, f"{which}_format"), which)
+    where: EngineConfig | ScorerConfig = values["engine"] if config.prm is None else values["scorer"]
+    folder, step_format = resolve_model(name, getattr(config, f"{which}_format"), which, weights=where.kind != "http")
+    content, computed = model_identity(name, folder, where)
     settings = {
         "records": len(records),
-        "judge": fingerprint(folder),
+        "judge": content,
+        **({"engine": computed} if where.kind != "hf" else {}),
         "format": step_format.to_dict(),
         "threshold": config.threshold,
         "prompt": asdict(values["prompt"]),
@@ -113,10 +116,10 @@ def _judge(config: JudgeConfig, values: Any, path: str) -> dict[str, Any]:
             return output.state
         judge: Judge
         if config.prm is not None:
-            scorer = load_scorer(folder, step_format, values["scorer"], values["engine"].device)
+            scorer = load_scorer(folder, step_format, values["scorer"], stack, values["engine"].device)
             judge = ScorerJudge(scorer, name, config.threshold)
         else:
-            engine = load_engine(folder, step_format, values["engine"])
+            engine = load_engine(folder, step_format, values["engine"], stack)
             judge = EngineJudge(engine, name, values["prompt"], values["sampling"])
         chunks = -(-len(records) // config.in_flight)
         progress = stack.enter_context(ProgressLine("judge", chunks, output.chunks))

@@ -8,18 +8,25 @@ from __future__ import annotations
 import hashlib
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prmkit.cli.options import EngineConfig, ProblemSource, ScorerConfig
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.steps import StepFormat, get_step_format
-from prmkit.types import Grader, Problem, Task
+from prmkit.types import Engine, Grader, Problem, Task
 
 if TYPE_CHECKING:
-    from prmkit.engines import HFEngine
-    from prmkit.scoring import PRMScorer
+    from prmkit.scoring import HTTPScorer, PRMScorer
 
-__all__ = ["entered", "fingerprint", "load_engine", "load_problems", "load_scorer", "resolve_model"]
+__all__ = [
+    "entered",
+    "fingerprint",
+    "load_engine",
+    "load_problems",
+    "load_scorer",
+    "model_identity",
+    "resolve_model",
+]
 
 _EDGE = 1 << 20  # bytes read at each end of a weight file
 
@@ -43,18 +50,19 @@ def entered(grader: Grader, stack: ExitStack) -> Grader:
     return grader
 
 
-def resolve_model(path: str, step_format: str | None, where: str) -> tuple[Path, StepFormat]:
+def resolve_model(path: str, step_format: str | None, where: str, weights: bool = True) -> tuple[Path, StepFormat]:
     """Local folder and step format of a model, before anything is loaded.
 
     Args:
         path: folder or hub name.
         step_format: preset, file or folder to use in place of the model's own; None reads `step_format.json`.
         where: the option's name, for errors.
+        weights: the model computes here; elsewhere its tokenizer and step format are enough.
     """
     from prmkit.models.folders import resolve_folder
 
     try:
-        folder = resolve_folder(path)
+        folder = resolve_folder(path, weights)
         return folder, StepFormat.load(folder) if step_format is None else get_step_format(step_format)
     except (DataError, StepFormatError) as error:
         raise type(error)(f"--{where} {path}: {error}") from None
@@ -76,37 +84,53 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load_engine(folder: Path, step_format: StepFormat, config: EngineConfig) -> HFEngine:
-    """The policy of a folder, ready to sample."""
-    from prmkit.engines import HFEngine
-    from prmkit.models import load_policy
+def model_identity(name: str, folder: Path, config: EngineConfig | ScorerConfig) -> tuple[str, dict[str, Any]]:
+    """What decides a model's answers, for settings that a resumed run must share: its content, and how it computes.
 
-    policy = load_policy(folder, step_format, config.dtype, _device(config.device))
-    return HFEngine(
-        policy.model,
-        policy.format,
-        max_rows=config.max_rows,
-        cache_tokens=config.cache_tokens,
-        weight_version=policy.weight_version,
-    )
+    Of a model behind HTTP the content is its tokenizer, and the servers are asked what they serve.
+
+    Args:
+        name: the model as the user named it, for errors.
+        folder: its local folder.
+        config: its engine or scorer.
+
+    Raises:
+        ConfigError: the servers serve another model, or other weights than the folder holds.
+        EngineLostError: no server answers.
+    """
+    if config.kind != "http":
+        kind = {} if config.kind == "hf" else {"kind": config.kind}
+        return fingerprint(folder), {**kind, "dtype": config.dtype}
+    from prmkit.engines.factory import serve_identity, tokenizer_fingerprint
+
+    served = serve_identity(config.http)
+    if served["weights"] is not None and any(folder.glob("*.safetensors")):
+        ours = fingerprint(folder)
+        if served["weights"] != ours:
+            raise ConfigError(
+                "http.endpoints",
+                list(config.http.urls),
+                f"servers of {name}: its content is {ours}, that of {served['model']!r} there {served['weights']}",
+            )
+    more = {}
+    if isinstance(config, EngineConfig):
+        more = {"prompts": config.http.prompts, "split_samples": config.http.split_samples}
+    return tokenizer_fingerprint(folder), {"kind": "http", **served, **more}
 
 
-def load_scorer(folder: Path, step_format: StepFormat, config: ScorerConfig, device: str) -> PRMScorer:
-    """The PRM of a folder, ready to score."""
-    from prmkit.models import PRMModel
-    from prmkit.scoring import PRMScorer
+def load_engine(
+    folder: Path, step_format: StepFormat, config: EngineConfig, stack: ExitStack, *, logprobs: bool = False
+) -> Engine:
+    """The policy of a folder, ready to sample; see `prmkit.engines.factory.open_engine`."""
+    from prmkit.engines.factory import open_engine
 
-    model = PRMModel.from_pretrained(folder, step_format, config.dtype, _device(device)).eval()
-    return PRMScorer(model, max_batch_tokens=config.max_batch_tokens, cache_tokens=config.cache_tokens)
+    return open_engine(config, folder, step_format, stack, logprobs=logprobs)
 
 
-def _device(name: str) -> str:
-    import torch
+def load_scorer(
+    folder: Path, step_format: StepFormat, config: ScorerConfig, stack: ExitStack, device: str
+) -> PRMScorer | HTTPScorer:
+    """The PRM of a folder, ready to score; see `prmkit.scoring.factory.open_scorer`."""
+    from prmkit.scoring.factory import open_scorer
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError("engine.device", name, f"a device of this machine ({str(error).splitlines()[0]})") from None
-    return name
+    return open_scorer(config, folder, step_format, stack, device)

@@ -6,14 +6,27 @@ for torch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
+from prmkit.engines.config import ENGINE_KINDS, EngineConfig
 from prmkit.errors import ConfigError
+from prmkit.scoring.config import ScorerConfig
 
-__all__ = ["EngineConfig", "ProblemSource", "ScorerConfig", "build", "make_parser", "peek", "wants_help"]
+__all__ = [
+    "SERVER_FLAGS",
+    "EngineConfig",
+    "ProblemSource",
+    "ScorerConfig",
+    "build",
+    "expand_servers",
+    "make_parser",
+    "peek",
+    "wants_help",
+]
 
 T = TypeVar("T")
 
@@ -45,38 +58,6 @@ class ProblemSource:
             raise ConfigError("limit", self.limit, "an integer of at least 1, or null for all")
 
 
-@dataclass(frozen=True)
-class EngineConfig:
-    """Where and how the policy computes.
-
-    Attributes:
-        max_rows: samples decoded together at most; at least 1.
-        cache_tokens: tokens of prefixes whose keys and values are kept; 0 keeps none.
-        dtype: type of the weights.
-        device: e.g. cpu, cuda, cuda:1; auto is a GPU where there is one. The PRM goes to the same place.
-    """
-
-    max_rows: int = 128
-    cache_tokens: int = 65536
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
-
-
-@dataclass(frozen=True)
-class ScorerConfig:
-    """How the PRM computes.
-
-    Attributes:
-        max_batch_tokens: tokens computed together at most; at least 1.
-        cache_tokens: tokens of prefixes whose keys and values are kept; 0 keeps none.
-        dtype: type of the weights.
-    """
-
-    max_batch_tokens: int = 8192
-    cache_tokens: int = 65536
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-
-
 def make_parser(
     command: str, usage: str, flat: Iterable[type], groups: Mapping[str, type], shared: Collection[str] = ()
 ) -> Any:
@@ -98,6 +79,47 @@ def make_parser(
     for name, kind in groups.items():
         parser.add_class_arguments(kind, name, skip={f.name for f in fields(kind)} & set(shared))
     return parser
+
+
+SERVER_FLAGS = """
+where the models compute:
+  --engine hf|http|vllm      in this process, on servers, or with vLLM in this process (--engine.kind)
+  --endpoint URL             a server of the policy; again for each further one (--engine.http.endpoints)
+  --model NAME               its name there (--engine.http.model)"""
+
+_SHORT = {"--model": "--engine.http.model", "--prm_model": "--scorer.http.model"}
+_ENDPOINTS = {"--endpoint": "engine", "--prm_endpoint": "scorer"}
+
+
+def expand_servers(argv: Sequence[str]) -> list[str]:
+    """Put settings in place of the short flags of `SERVER_FLAGS`, and of --prm_endpoint and --prm_model.
+
+    Endpoints take the place of those in a config; naming one says that the kind is http.
+    """
+    arguments: list[str] = []
+    urls: dict[str, list[str]] = {}
+    rest = iter(argv)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--engine", *_SHORT, *_ENDPOINTS):
+            arguments.append(argument)
+            continue
+        value = value if equals else next(rest, "")
+        if not value or value.startswith("--"):
+            raise ConfigError(flag.lstrip("-"), value, "a value behind it")
+        if flag == "--engine":
+            if value not in ENGINE_KINDS:
+                raise ConfigError("engine", value, " | ".join(ENGINE_KINDS))
+            arguments.append(f"--engine.kind={value}")
+        elif flag in _SHORT:
+            arguments.append(f"{_SHORT[flag]}={value}")
+        else:
+            urls.setdefault(_ENDPOINTS[flag], []).append(value)
+    for where, found in urls.items():
+        if not any(argument.startswith(f"--{where}.kind") for argument in arguments):
+            arguments.append(f"--{where}.kind=http")
+        arguments.append(f"--{where}.http.endpoints={json.dumps(found)}")
+    return arguments
 
 
 def wants_help(argv: Sequence[str]) -> bool:

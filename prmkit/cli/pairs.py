@@ -28,6 +28,7 @@ examples:
   prm pairs list math
   prm pairs promote math@2 best
   prm pairs pull math@best here                 here/policy and here/prm open with from_pretrained and vLLM
+  prm pairs export math@best hub                hub/math-policy and hub/math-prm, ready to be uploaded
   prm pairs push s3://bucket/pairs math@best
 
 The registry is a folder, s3://bucket/prefix, or what fsspec reaches: --registry, else the environment variable
@@ -98,10 +99,16 @@ def _moving(add: Add) -> None:
     command.add_argument("ref", metavar="PAIR[@VERSION]")
     command.add_argument("folder", type=Path)
     command.add_argument("--force", action="store_true", help="overwrite changed files; pull incompatible pairs too")
+    command = add("export", "both models as repository folders of the Hugging Face hub, with model cards", _export)
+    command.add_argument("ref", metavar="PAIR[@VERSION]")
+    command.add_argument("folder", type=Path)
+    command.add_argument("--organisation", help="name on the hub, for the links between the two")
     command = add("promote", "move an alias to a version that passed the gate", _promote)
     command.add_argument("ref", metavar="PAIR@VERSION")
     command.add_argument("alias", nargs="?", default="best", help="(default: best)")
     command.add_argument("--force", action="store_true", help="overrule the gate; the history says so")
+    command.add_argument("--if-passed", action="store_true", help="a refusal is an answer, with status 0")
+    command.add_argument("--report", type=Path, metavar="FILE", help="write the answer to a JSON file too")
     command.add_argument("--reason", default="", help="for the history")
     command = add("alias", "name a version, without the gate", _alias)
     command.add_argument("ref", metavar="PAIR[@VERSION]")
@@ -241,12 +248,38 @@ def _pull(arguments: argparse.Namespace) -> None:
     print(f"policy: {pulled.policy}\nprm:    {pulled.prm}")
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from registry.hub import write_hub_layout
+
+    with _progress("pull") as progress:
+        pulled = _open(arguments).checkout(arguments.ref, watch=progress)
+    places = write_hub_layout(pulled, arguments.folder, organisation=arguments.organisation)
+    for member, place in places.items():
+        print(f"{member + ':':7} {place}")
+
+
 def _promote(arguments: argparse.Namespace) -> None:
-    move = _open(arguments).promote(arguments.ref, arguments.alias, force=arguments.force, reason=arguments.reason)
-    print(f"{move.pair}@{move.alias} is {move.pair}@{move.after}" + (", gate overruled" if move.forced else ""))
-    if move.gate is not None:
-        for reason in move.gate["reasons"]:
-            print(f"  {reason}")
+    from prmkit.io import write_json
+    from registry.errors import GateRefusedError
+
+    reasons: list[str] = []
+    try:
+        move = _open(arguments).promote(arguments.ref, arguments.alias, force=arguments.force, reason=arguments.reason)
+    except GateRefusedError as refusal:
+        if not arguments.if_passed:
+            raise
+        promoted, reasons = False, list(refusal.reasons)
+        print(f"{arguments.ref} does not get {arguments.alias!r}")
+    else:
+        promoted, reasons = True, list(move.gate["reasons"]) if move.gate is not None else []
+        print(f"{move.pair}@{move.alias} is {move.pair}@{move.after}" + (", gate overruled" if move.forced else ""))
+    for reason in reasons:
+        print(f"  {reason}")
+    if arguments.report is not None:
+        write_json(
+            arguments.report,
+            {"ref": arguments.ref, "alias": arguments.alias, "promoted": promoted, "reasons": reasons},
+        )
 
 
 def _alias(arguments: argparse.Namespace) -> None:

@@ -28,8 +28,12 @@ def add_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--alias", help="name the version; `best` asks the gate first")
     command.add_argument("--force", action="store_true", help="overrule the gate for --alias best")
     command.add_argument("--key", help="the publication's own name: publishing again under it changes nothing")
+    command.add_argument(
+        "--once", action="store_true", help="publish nothing when these very models are a version already"
+    )
     command.add_argument("--tokens", type=int, help="longest question with its solution, for the compatibility check")
     command.add_argument("--allow-incompatible", action="store_true", help="publish a PRM that cannot score the policy")
+    command.add_argument("--report", type=Path, metavar="FILE", help="write the manifest to a file too")
     recipe = command.add_argument_group("recipe", "what made the pair, for `prm pairs reproduce`")
     recipe.add_argument("--command", action="append", default=[], metavar="TEXT", help="a command; may be repeated")
     recipe.add_argument(
@@ -52,8 +56,12 @@ def add_command(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _publish(arguments: argparse.Namespace) -> None:
     from prmkit.cli.pairs_text import TransferProgress
+    from prmkit.io import write_atomic
     from registry import Publication, Registry, read_metrics, record_recipe
+    from registry.publish import content_key
 
+    if arguments.once and arguments.key is not None:
+        raise ConfigError("--key", arguments.key, "no key together with --once")
     publication = Publication(
         pair=arguments.pair,
         policy=arguments.policy,
@@ -64,7 +72,7 @@ def _publish(arguments: argparse.Namespace) -> None:
         card=_card(arguments),
         attachments=_attachments(arguments.attach),
         gate=_gate(arguments.gate),
-        key=arguments.key,
+        key=content_key(arguments.policy, arguments.prm) if arguments.once else arguments.key,
         tokens=arguments.tokens,
         allow_incompatible=arguments.allow_incompatible,
     )
@@ -74,6 +82,8 @@ def _publish(arguments: argparse.Namespace) -> None:
         manifest = registry.publish(publication, alias=arguments.alias, force=arguments.force, watch=progress)
     finally:
         progress.close()
+    if arguments.report is not None:
+        write_atomic(arguments.report, manifest.to_bytes())
     named = f", {arguments.pair}@{arguments.alias}" if arguments.alias else ""
     print(f"{manifest.ref}{named} in {registry.storage.url}")
     for text in (*manifest.compatibility.problems, *manifest.compatibility.notes):

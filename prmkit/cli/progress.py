@@ -42,9 +42,9 @@ class ProgressLine:
             )
             self._task = self._bar.add_task(name, total=total, completed=done, text="")
 
-    def advance(self, text: str) -> None:
-        """One item more is done; `text` says what came of all so far."""
-        self._done += 1
+    def advance(self, text: str, done: int | None = None) -> None:
+        """One item more is done, or `done` in all; `text` says what came of all so far."""
+        self._done = self._done + 1 if done is None else done
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, text=text)
         elif time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES or self._done == self._total:

@@ -6,15 +6,27 @@ by `search_plain` (best-of-N, every N from one set of samples) or `search_compar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prmkit.chunks import ChunkedOutput
-from prmkit.cli.loading import entered, fingerprint, load_engine, load_problems, load_scorer, resolve_model
-from prmkit.cli.options import EngineConfig, ProblemSource, ScorerConfig, build, make_parser, peek, wants_help
+from prmkit.claims import ClaimFolder
+from prmkit.cli.loading import entered, load_engine, load_problems, load_scorer, model_identity, resolve_model
+from prmkit.cli.options import (
+    SERVER_FLAGS,
+    EngineConfig,
+    ProblemSource,
+    ScorerConfig,
+    build,
+    expand_servers,
+    make_parser,
+    peek,
+    wants_help,
+)
+from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.progress import ProgressLine
 from prmkit.errors import ConfigError, StepFormatError
@@ -27,15 +39,16 @@ from prmkit.evaluation.budgets import (
     share_sampling,
 )
 from prmkit.evaluation.summary import check_headline
+from prmkit.scoring.ensemble import EnsembleScorer, Pessimism
 from prmkit.search.best_of_n import BestOfNParams, CoTParams
 from prmkit.search.budget import BudgetLimits
 from prmkit.search.methods import METHODS, needs_prm
 from prmkit.search.rows import SearchRow
-from prmkit.search.runner import RunParams, run_search
+from prmkit.search.runner import RunParams, Searcher, gather_rows, run_claimed_search, run_search
 from prmkit.steps import StepFormat
-from prmkit.types import Problem, SamplingParams, Task
+from prmkit.types import Problem, SamplingParams, StepScorer, Task
 
-__all__ = ["PLAIN", "SUMMARY", "SearchConfig", "SearchJob", "method_list", "parser", "run"]
+__all__ = ["PLAIN", "SUMMARY", "SearchConfig", "SearchJob", "method_list", "parser", "prm_list", "run"]
 
 SUMMARY = "solve problems with one or several searches under a PRM; accuracy against budget"
 
@@ -49,6 +62,10 @@ examples:
   prm search --policy P --prm M --output runs/compare --method beam_search,mcts,best_of_n --budgets 1,4,16,64
   prm search --policy P --prm M --output runs/tokens --method dvts,best_of_n --dvts.width 2 \\
              --budgets 500,2000,8000 --budget_unit tokens --tokens_per_sample 40
+  prm search --policy P --prm M --output runs/served --endpoint http://a:8000 --prm_endpoint http://b:8000
+  prm search --policy P --prm M1 --prm M2 --pessimism min --output runs/careful              two PRMs, the lower score
+  prm search --config configs/search/accumulator.yaml --pair accumulator@best --output runs/best
+  prm search --policy P --prm M --output /shared/s --shared true          start as many as you like, on any machine
   prm search --policy P --task gsm8k --data gsm8k/test.jsonl --n 8 --output runs/majority        no PRM: votes only
 
 Best-of-N alone and without budgets draws N samples a problem and tells every smaller N from the same samples. Otherwise
@@ -58,7 +75,12 @@ Writes to the output folder: rows.jsonl (a line a problem, method and budget, wi
 summary.json, accuracy_vs_budget.png and, where levels are known, accuracy_by_level.png. A run that was killed goes on
 where it stopped when it is started again."""
 
+PRM_FLAGS = """
+  --prm_endpoint URL         a server of the PRM; again for each further one (--scorer.http.endpoints)
+  --prm_model NAME           its name there (--scorer.http.model)"""
+
 PLAIN = "best_of_n"
+_MODELS = ("policy", "prm", "discriminator")
 
 
 @dataclass(frozen=True)
@@ -66,14 +88,17 @@ class SearchConfig:
     """What to run, and where to.
 
     Attributes:
-        policy: model folder or hub name of the policy.
+        policy: model folder or hub name of the policy; with engine http its tokenizer and step format are enough.
         output: the folder to write.
         method: one or several methods, separated by commas.
         budgets: budgets of every method, e.g. 1,4,16,64; null searches once, with the size that each method's settings
             say.
         budget_unit: samples or tokens; what a budget counts, see docs/search.md.
         tokens_per_sample: tokens of a usual sample; sizes beams when budgets are tokens. Null takes the longest.
-        prm: model folder or hub name of the PRM; null scores nothing and leaves majority and oracle.
+        prm: likewise of the PRM, with scorer.kind http; null scores nothing and leaves majority and oracle. Several
+            (with commas, as a list, or by giving the option again) score together.
+        pessimism: score of a step from those of several PRMs: min; mean-std, the mean less one standard deviation;
+            mean.
         discriminator: model folder or hub name of a second policy, for rstar; null leaves that part out.
         policy_format, prm_format: step format in place of the model's own: a preset, a file or a folder.
         discriminator_format: likewise.
@@ -82,7 +107,9 @@ class SearchConfig:
             <aggregation>_max, with the aggregations min, last, mean, product, max.
         title: title of the picture; null takes task and split.
         in_flight: searches in work at once; at least 1.
-        chunk: problems written at once, and the unit of resuming; at least 1.
+        chunk: problems written at once, and the unit of resuming and sharing; at least 1.
+        shared: work on one output together with other processes that were started alike; they share the folder
+            <output>/rows.jsonl.parts, and the last one puts the rows together.
         overwrite: begin anew, whatever the output holds.
     """
 
@@ -92,7 +119,8 @@ class SearchConfig:
     budgets: int | str | list[int] | None = None
     budget_unit: BudgetUnit = "samples"
     tokens_per_sample: int | None = None
-    prm: str | None = None
+    prm: str | list[str] | None = None
+    pessimism: Pessimism = "min"
     discriminator: str | None = None
     policy_format: str | None = None
     prm_format: str | None = None
@@ -102,7 +130,12 @@ class SearchConfig:
     title: str | None = None
     in_flight: int = 64
     chunk: int = 8
+    shared: bool = False
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shared and self.overwrite:
+            raise ConfigError("overwrite", True, "false with shared", f"Delete {self.output} first.")
 
 
 @dataclass(frozen=True)
@@ -126,7 +159,9 @@ class SearchJob:
         methods: parameters of every method, by name; of a plain run just best-of-N's.
         planned: all searches.
         greedy: sampling of a greedy trace in every row; only of a plain run.
-        models: local folder and step format of "policy", "prm" and "discriminator", those that there are.
+        models: local folder and step format of "policy", "prm" and "discriminator", those that there are; further PRMs
+            are "prm.2", "prm.3" and so on.
+        identities: content and way of computing of each, see `model_identity`.
     """
 
     config: SearchConfig
@@ -138,6 +173,7 @@ class SearchJob:
     planned: tuple[PlannedSearch, ...]
     greedy: SamplingParams | None
     models: dict[str, tuple[Path, StepFormat]]
+    identities: dict[str, tuple[str, dict[str, Any]]]
 
     @property
     def plain(self) -> bool:
@@ -160,10 +196,13 @@ class SearchJob:
                 "tokens_per_sample": config.tokens_per_sample,
             }
         models: dict[str, Any] = {}
-        for name in ("policy", "prm", "discriminator"):
-            folder, step_format = self.models.get(name, (None, None))
-            models[name] = None if folder is None else fingerprint(folder)
+        for name in _MODELS:
+            _, step_format = self.models.get(name, (None, None))
+            models[name] = self.identities[name][0] if name in self.identities else None
             models[f"{name}_format"] = None if step_format is None else step_format.to_dict()
+        further = {name: content for name, (content, _) in self.identities.items() if name.startswith("prm.")}
+        if further:
+            models |= {**further, "pessimism": config.pessimism}
         return {
             **searches,
             **models,
@@ -171,8 +210,8 @@ class SearchJob:
             "limits": asdict(self.values["limits"]),
             "greedy": config.greedy,
             "chunk": config.chunk,
-            "engine": {"dtype": self.values["engine"].dtype},
-            "scorer": {"dtype": self.values["scorer"].dtype},
+            "engine": self.identities["policy"][1],
+            "scorer": self.identities["prm"][1] if "prm" in self.identities else {"dtype": self.values["scorer"].dtype},
         }
 
 
@@ -188,6 +227,35 @@ def method_list(value: str | Sequence[str]) -> tuple[str, ...]:
         if name not in METHODS or names.count(name) > 1:
             raise ConfigError("method", name, f"different ones of {' | '.join(METHODS)}, separated by commas")
     return names
+
+
+def prm_list(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Folders or names of PRMs from a list, or from text with commas; none from None.
+
+    Raises:
+        ConfigError: an empty one, or the same one twice.
+    """
+    if value is None:
+        return ()
+    names = tuple(text.strip(" '\"") for text in (value.strip("[]").split(",") if isinstance(value, str) else value))
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise ConfigError("prm", value, "different model folders or hub names, separated by commas")
+    return names
+
+
+def _gathered(arguments: Sequence[str]) -> list[str]:
+    """The arguments with all `--prm` in place of the first, separated by commas."""
+    kept: list[str] = []
+    found: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag == "--prm":
+            found.append(value if equals else next(rest, ""))
+        else:
+            kept.append(argument)
+    return [*kept, "--prm", ",".join(found)] if found else kept
 
 
 def parser(names: Sequence[str] | None = None) -> Any:
@@ -215,12 +283,16 @@ def parser(names: Sequence[str] | None = None) -> Any:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
-    arguments, _ = expand_configs([_underscored(argument) for argument in argv])
+    arguments, _ = expand_configs(expand_servers(_gathered([_underscored(argument) for argument in argv])))
+    if not wants_help(argv):
+        arguments = with_pair(arguments, {"policy": "--policy", "prm": "--prm"})
     names = method_list(peek(arguments, "method", PLAIN))
     parse = parser(names)
     if wants_help(argv):
         methods = "\n".join(f"  {name:17}{entry.summary}" for name, entry in METHODS.items())
-        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES.format(methods=methods)}")
+        print(
+            f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{SERVER_FLAGS}{PRM_FLAGS}{PAIR_HELP}\n{EXAMPLES.format(methods=methods)}"
+        )
         return 0
     with user_errors("prm search", parse):
         values = parse.instantiate(parse.parse_args(arguments))
@@ -255,9 +327,14 @@ def _prepare(values: Any, names: Sequence[str]) -> SearchJob:
         methods = {name: share_sampling(values[name], values["sampling"], values["seed"]) for name in names}
     planned, greedy = _plan(config, methods, values)
     task, split, problems = load_problems(source, "test")
-    models = _resolve(config)
+    if values["scorer"].kind == "http" and len(prm_list(config.prm)) > 1:
+        raise ConfigError("prm", config.prm, "one PRM, where a server scores", "Several are scored in this process.")
+    models = _resolve(config, values)
+    identities = {
+        name: model_identity(path, models[name][0], _computed_by(name, values)) for name, path in _named_models(config)
+    }
     source = replace(source, split=split)
-    return SearchJob(config, source, values, task, problems, methods, planned, greedy, models)
+    return SearchJob(config, source, values, task, problems, methods, planned, greedy, models, identities)
 
 
 def _is_plain(config: SearchConfig) -> bool:
@@ -292,48 +369,104 @@ def _plan(
     return planned, None
 
 
-def _resolve(config: SearchConfig) -> dict[str, tuple[Path, StepFormat]]:
+def _computed_by(name: str, values: Any) -> EngineConfig | ScorerConfig:
+    """The settings by which one of the models computes. The discriminator does so in this process."""
+    if name.partition(".")[0] == "prm":
+        scorer: ScorerConfig = values["scorer"]
+        return scorer
+    engine: EngineConfig = values["engine"]
+    return replace(engine, kind="hf") if name == "discriminator" else engine
+
+
+def _named_models(config: SearchConfig) -> list[tuple[str, str]]:
+    """Name and path of the policy, the PRMs and the discriminator, those that there are."""
+    prms = prm_list(config.prm)
+    named = [("policy", config.policy)]
+    named += [(f"prm.{number}" if number > 1 else "prm", path) for number, path in enumerate(prms, start=1)]
+    return named if config.discriminator is None else [*named, ("discriminator", config.discriminator)]
+
+
+def _resolve(config: SearchConfig, values: Any) -> dict[str, tuple[Path, StepFormat]]:
     """Find the models and check that they mean the same by a step, before any is loaded."""
-    models = {"policy": resolve_model(config.policy, config.policy_format, "policy")}
-    for name in ("prm", "discriminator"):
-        path = getattr(config, name)
-        if path is None:
-            continue
-        models[name] = resolve_model(path, getattr(config, f"{name}_format"), name)
+    models: dict[str, tuple[Path, StepFormat]] = {}
+    for name, path in _named_models(config):
+        option = name.partition(".")[0]
+        here = _computed_by(name, values).kind != "http"
+        models[name] = resolve_model(path, getattr(config, f"{option}_format"), option, weights=here)
         ours, theirs = models["policy"][1].policy.separator, models[name][1].policy.separator
         if ours != theirs:
-            called = "PRM" if name == "prm" else name
+            called = "PRM" if option == "prm" else name
             raise StepFormatError(
                 f"policy and {called} do not fit: steps of {config.policy} end with {ours!r}, those {path} was trained "
                 f"on with {theirs!r}. Take a {called} trained on this policy's steps, or name the format with "
-                f"--{name}_format or --policy_format."
+                f"--{option}_format or --policy_format."
             )
     return models
 
 
+def _reads_logprobs(job: SearchJob) -> bool:
+    """Does a method weigh steps by their probability?"""
+    return any(getattr(params, "prior", None) == "probability" for params in job.methods.values())
+
+
+def _scorer(job: SearchJob, stack: ExitStack) -> StepScorer | None:
+    """The PRM, or several as one."""
+    found = [entry for name, entry in job.models.items() if name.partition(".")[0] == "prm"]
+    loaded = [load_scorer(*entry, job.values["scorer"], stack, job.values["engine"].device) for entry in found]
+    if len(loaded) > 1:
+        return EnsembleScorer(loaded, job.config.pessimism)
+    return loaded[0] if loaded else None
+
+
 def _search(job: SearchJob) -> float:
     """Run what the output does not hold yet; returns the seconds of all attempts."""
-    config, values, models = job.config, job.values, job.models
+    config, values = job.config, job.values
     run_params = RunParams(config.in_flight, job.greedy, values["limits"], config.chunk)
     with ExitStack() as stack:
+        if config.shared:
+            return _search_shared(job, run_params, stack)
         output = stack.enter_context(ChunkedOutput(job.rows_path, job.settings(), overwrite=config.overwrite))
         if output.complete:
             return float(output.state["seconds"])
-        grader = entered(job.task.grader, stack)
-        engine = load_engine(*models["policy"], values["engine"])
-        scorer = load_scorer(*models["prm"], values["scorer"], values["engine"].device) if "prm" in models else None
-        second = load_engine(*models["discriminator"], values["engine"]) if "discriminator" in models else None
-        searchers = make_searchers(job.planned, engine, scorer, grader, second)
+        searchers = _searchers(job, stack)
         progress = ProgressLine("search", len(job.problems) * len(searchers), output.lines)
-        stack.enter_context(progress)
-        generated = scored = failed = 0
-
-        def show(row: SearchRow) -> None:
-            nonlocal generated, scored, failed
-            generated += row.usage.generated_tokens
-            scored += row.usage.scored_tokens
-            failed += row.error is not None
-            failures = f", {failed} failed" if failed else ""
-            progress.advance(f"{generated:,} tokens generated, {scored:,} scored{failures}")
-
+        show = _shown_on(stack.enter_context(progress))
         return run_search(job.problems, searchers, output, run_params, show)
+
+
+def _search_shared(job: SearchJob, run_params: RunParams, stack: ExitStack) -> float:
+    """Take part in a run that several processes share, and put its rows together if nobody has done so."""
+    chunks = -(-len(job.problems) // run_params.chunk)
+    claims = stack.enter_context(ClaimFolder(f"{job.rows_path}.parts", job.settings(), chunks))
+    if not claims.all_done:
+        searchers = _searchers(job, stack)
+        progress = ProgressLine("search (this worker)", len(job.problems) * len(searchers))
+        run_claimed_search(job.problems, searchers, claims, run_params, _shown_on(stack.enter_context(progress)))
+    stack.enter_context(claims.gathering())
+    return gather_rows(claims, stack.enter_context(ChunkedOutput(job.rows_path, job.settings())))
+
+
+def _searchers(job: SearchJob, stack: ExitStack) -> tuple[Searcher, ...]:
+    """The planned searches over models that are ready; what has to be closed is closed with the stack."""
+    values, models = job.values, job.models
+    grader = entered(job.task.grader, stack)
+    engine = load_engine(*models["policy"], values["engine"], stack, logprobs=_reads_logprobs(job))
+    scorer, second = _scorer(job, stack), None
+    if "discriminator" in models:
+        second = load_engine(*models["discriminator"], replace(values["engine"], kind="hf"), stack)
+    return make_searchers(job.planned, engine, scorer, grader, second)
+
+
+def _shown_on(progress: ProgressLine) -> Callable[[SearchRow], None]:
+    """Counts rows, and shows what came of all so far."""
+    generated = scored = failed = 0
+
+    def show(row: SearchRow) -> None:
+        nonlocal generated, scored, failed
+        generated += row.usage.generated_tokens
+        scored += row.usage.scored_tokens
+        failed += row.error is not None
+        failures = f", {failed} failed" if failed else ""
+        progress.advance(f"{generated:,} tokens generated, {scored:,} scored{failures}")
+
+    return show

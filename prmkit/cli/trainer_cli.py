@@ -16,7 +16,9 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpoint_io import AtomicCheckpointIO, newest_checkpoint
+from callbacks.exact_resume import ExactResume
 from callbacks.predictions import PredictionsWriter
+from callbacks.preemption import Preempted, Preemption
 from prmkit.checkpoints import read_sharded
 from prmkit.cli.fit import TERMINATED
 from prmkit.cli.overrides import parse_arguments
@@ -38,6 +40,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
 # Lightning's own use of torch, at every start and nothing that a user could change.
 warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+# The data modules keep the loaders' positions themselves.
+warnings.filterwarnings("ignore", message=r".*resuming from a checkpoint that ended before the epoch ended")
 
 
 class PrmCLI(LightningCLI):
@@ -104,6 +108,10 @@ class PrmCLI(LightningCLI):
             path = self.config.predictions or Path(config["default_root_dir"] or ".") / "predictions.jsonl"
             extra.append(PredictionsWriter(path))
         trainer = super()._instantiate_trainer(config, extra)
+        if self.command == "fit":  # the last of the callbacks: what they do at a step belongs to its checkpoint
+            trainer.callbacks.append(ExactResume())
+            if _folders(trainer) and not any(isinstance(callback, Preemption) for callback in trainer.callbacks):
+                trainer.callbacks.append(Preemption())
         # Strategies with a format of their own (sharded checkpoints) keep it.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -123,8 +131,7 @@ def checkpoint_path(cli: PrmCLI) -> str | None:
         if "://" not in wanted and not Path(wanted).exists():
             raise ConfigError("ckpt_path", wanted, "an existing checkpoint, or `last`")
         return _checked(cli, str(wanted))
-    savers = [saver for saver in cli.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
-    folders = [str(saver.dirpath) for saver in savers if saver.dirpath is not None]
+    folders = _folders(cli.trainer)
     if not folders:
         raise ConfigError(
             "ckpt_path",
@@ -140,6 +147,12 @@ def checkpoint_path(cli: PrmCLI) -> str | None:
         raise PrmkitError(f"--ckpt_path last: no complete checkpoint in {', '.join(folders)}; run `prm fit` first")
     log.info("--ckpt_path last: no complete checkpoint in %s; starting afresh", ", ".join(folders))
     return None
+
+
+def _folders(trainer: Trainer) -> list[str]:
+    """Folders that checkpoints are written to."""
+    savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+    return [str(saver.dirpath) for saver in savers if saver.dirpath is not None]
 
 
 def _checked(cli: PrmCLI, path: str) -> str:
@@ -161,9 +174,11 @@ def _checked(cli: PrmCLI, path: str) -> str:
 
 
 def run_trainer(cli: PrmCLI) -> int:
-    """Run the command of a parsed command line. Returns the exit status; 143 after SIGTERM, 130 after SIGINT.
+    """Run the command of a parsed command line.
 
-    Lightning ends with status 0 after SIGTERM, which would make a stopped run look finished.
+    Returns the exit status: 75 after a signal on which a fit saved and stopped, to be continued (see
+    `callbacks.preemption`); 143 after SIGTERM without that, 130 after SIGINT. Lightning ends with status 0 after
+    SIGTERM, which would make a stopped run look finished.
     """
     trainer = cli.trainer
     keywords: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": checkpoint_path(cli)}
@@ -172,6 +187,8 @@ def run_trainer(cli: PrmCLI) -> int:
         keywords["return_predictions"] = False
     try:
         getattr(trainer, cli.command)(cli.model, **keywords)
+    except Preempted as stopped:
+        return TERMINATED if stopped.code is None else int(stopped.code)
     except SIGTERMException:
         return TERMINATED
     except SystemExit:

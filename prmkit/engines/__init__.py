@@ -8,8 +8,9 @@ from prmkit.engines.scripted import ScriptedEngine
 
 if TYPE_CHECKING:
     from prmkit.engines.hf import EngineStats, HFEngine
+    from prmkit.engines.http import HTTPEngine
 
-__all__ = ["EngineStats", "HFEngine", "ScriptedEngine"]
+__all__ = ["EngineStats", "HFEngine", "HTTPEngine", "ScriptedEngine"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from prmkit.engines import hf
 
         return getattr(hf, name)
+    if name == "HTTPEngine":
+        from prmkit.engines import http
+
+        return http.HTTPEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -140,6 +140,11 @@ class HFEngine:
     def weight_version(self) -> int:
         return self._worker.weight_version
 
+    @property
+    def context(self) -> int:
+        """Tokens of the longest sequence that the model reads."""
+        return self._worker.context
+
     async def generate(self, request: GenerationRequest) -> list[Completion]:
         """`request.n` completions, in sample order.
 
@@ -196,6 +201,10 @@ class _Worker:
         self._vocab_size = self._head.weight.shape[0]
         self._stop_table = StopTable(bound_format, self._vocab_size)
         self.reset()
+
+    @property
+    def context(self) -> int:
+        return int(self._decoder.context)
 
     # -- called from outside the driver -----------------------------------------------------------------------------
 

@@ -66,5 +66,6 @@ class Scratch:
         shape = (spec.layers, 2, rows, spec.heads, columns, spec.head_dim)
         size = spec.layers * 2 * rows * spec.heads * columns * spec.head_dim
         if self._flat.numel() < size:
-            self._flat = torch.zeros(size, dtype=spec.dtype, device=spec.device)
+            ahead = max(size, self._flat.numel() * 3 // 2)  # zeroing what grows bit by bit costs more than its use
+            self._flat = torch.zeros(ahead, dtype=spec.dtype, device=spec.device)
         return self._flat[:size].view(shape)

@@ -60,10 +60,12 @@ class PrefixNode:
     def read_kv(self, into: Tensor) -> None:
         """Copy the keys and values of the whole path into the first columns of [L, 2, ..., K, T, D]; dimensions in
         the place of the dots are filled with copies."""
-        for node in self.path():
-            assert node.kv is not None
-            shaped = node.kv if into.dim() == node.kv.dim() else node.kv.unsqueeze(2)
-            into[..., node.start : node.end, :] = shaped
+        runs = [node.kv for node in self.path() if node.kv is not None]
+        assert sum(run.shape[-2] for run in runs) == self.end
+        if not runs:
+            return
+        whole = runs[0] if len(runs) == 1 else torch.cat(runs, dim=-2)
+        into[..., : self.end, :] = whole if into.dim() == whole.dim() else whole.unsqueeze(2)
 
     def read_hidden(self, positions: Sequence[int]) -> list[Tensor]:
         """[H] hidden states at positions of the path, which must ascend."""

@@ -43,6 +43,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # signals to stop a job go to process groups: what is being judged has to end first
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None

@@ -43,6 +43,8 @@ def main(memory_mb: int, cpu_seconds: float, wall_seconds: float) -> None:
     timers = {signal.ITIMER_PROF: cpu_seconds, signal.ITIMER_REAL: wall_seconds}
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # sent to all processes of a job; this one ends with its input
+        signal.signal(number, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _reply(channel, "ready")
     for line in sys.stdin:

@@ -1,5 +1,6 @@
 """Losses: pure functions on tensors that return sums and counts, and the one place that divides."""
 
+from prmkit.losses.implicit import ImplicitLossOutput, implicit_prm_loss
 from prmkit.losses.kl import KL_ESTIMATORS, KLEstimator, categorical_kl, entropy_loss, kl_loss, kl_terms
 from prmkit.losses.normalise import normalise, window_total, world_size
 from prmkit.losses.output import LossOutput, MetricSum
@@ -54,6 +55,7 @@ __all__ = [
     "REDUCTIONS",
     "Correction",
     "CorrectionConfig",
+    "ImplicitLossOutput",
     "KLEstimator",
     "LossOutput",
     "MetricSum",
@@ -77,6 +79,7 @@ __all__ = [
     "explained_variance",
     "group_totals",
     "hard_cross_entropy",
+    "implicit_prm_loss",
     "importance_correction",
     "importance_ratio",
     "kl_loss",

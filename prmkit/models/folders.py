@@ -61,15 +61,22 @@ def read_card(directory: Path) -> ModelCard | None:
     return ModelCard(kind=value["kind"], weight_version=int(value["weight_version"]))
 
 
-def resolve_folder(path: str | Path) -> Path:
+def resolve_folder(path: str | Path, weights: bool = True) -> Path:
     """A model's local folder: the folder itself, or a snapshot of the hub repository of that name.
+
+    Args:
+        path: folder or hub name.
+        weights: False for a model that computes elsewhere: tokenizer and step format are enough, and nothing more is
+            downloaded.
 
     Raises:
         DataError: there is no such folder, the hub cannot give it, or it holds no safetensors.
     """
     folder = Path(path)
     if not folder.is_dir():
-        folder = _download(str(path))
+        folder = _download(str(path), weights)
+    if not weights:
+        return folder
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no config.json; this is not a model folder")
     if not any(folder.glob("*.safetensors")):
@@ -80,11 +87,11 @@ def resolve_folder(path: str | Path) -> Path:
     return folder
 
 
-def _download(name: str) -> Path:
+def _download(name: str, weights: bool) -> Path:
     if not _HUB_NAME.fullmatch(name):
         raise DataError(f"{name}: no such model folder. Give an existing folder or a hub name like org/model.")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(name, allow_patterns=[p for p in _HUB_FILES if weights or p != "*.safetensors"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise DataError(
             f"{name}: neither a model folder nor a hub model that can be fetched ({type(error).__name__}). "

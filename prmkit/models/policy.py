@@ -224,11 +224,14 @@ def hidden_states(
     Args:
         backbone: decoder without head.
         input_ids: [B, T] token ids, padded on the right.
-        attention_mask: [B, T] True on tokens, False on padding. None for packed rows, or where nothing is padded.
+        attention_mask: [B, T] True on tokens, False on padding; or [B, 1, T, T], what is added to attention scores.
+            None for packed rows, or where nothing is padded.
         position_ids: [B, T] for packed rows: positions start again at 0 with every sequence, which is what keeps the
             sequences of a row from attending to each other; attention_mask is then left out, as transformers looks
             at positions only where no mask is given. None for one sequence a row.
     """
-    mask = None if attention_mask is None or position_ids is not None else attention_mask.long()
+    mask = attention_mask
+    if mask is not None and mask.dim() == 2:
+        mask = None if position_ids is not None else mask.long()
     output = backbone(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False)
     return cast(Tensor, output.last_hidden_state)

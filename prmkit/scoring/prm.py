@@ -78,6 +78,11 @@ class PRMScorer:
         """The PRM's step format in its tokenizer's ids."""
         return self._model.format
 
+    @property
+    def context(self) -> int:
+        """Tokens of the longest sequence that the model reads."""
+        return int(self._decoder.context)
+
     async def score(self, question: str, steps: Sequence[str]) -> StepScores:
         """One score in [0, 1] for every step, each given the steps before it.
 
@@ -86,12 +91,22 @@ class PRMScorer:
         """
         if not steps:
             return StepScores(())
-        encoded = self._model.format.encode_steps(question, steps)
+        return await self.score_encoded(self._model.format.encode_steps(question, steps))
+
+    async def score_encoded(self, encoded: EncodedSteps) -> StepScores:
+        """One score in [0, 1] for every position of an input; at least one.
+
+        Raises:
+            ConfigError: the input does not fit into the model's context, or holds an id that the model does not have.
+        """
         encoded = encoded.truncate(len(encoded.input_ids))  # nothing behind the last score is needed
+        vocabulary = self._model.model.config.get_text_config().vocab_size
+        if not 0 <= min(encoded.input_ids) <= max(encoded.input_ids) < vocabulary:
+            raise ConfigError("score.input_ids", encoded.input_ids, f"ids from 0 to {vocabulary - 1}")
         if len(encoded.input_ids) > self._decoder.context:
             raise ConfigError(
                 "score.steps",
-                f"{len(steps)} steps of {len(encoded.input_ids)} tokens with the question",
+                f"{len(encoded.positions)} steps of {len(encoded.input_ids)} tokens with the question",
                 f"at most {self._decoder.context} tokens, the model's context",
             )
         return await self._driver.submit(encoded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,12 +26,16 @@ class BeamParams(StepwiseParams):
         width: next steps drawn behind each beam, so that n / width beams are kept.
         aggregation: ranks candidates by the scores of their steps.
         lookahead: greedy steps written behind a candidate, whose scores rank it; 0 ranks it by its own.
+        merge_equal: equal candidates share one place in the beam. If false every sample takes a place, so that a step
+            keeps as many as it was drawn, and what the policy seldom writes cannot fill the beam by its score alone:
+            wide beams are misled less. Only beam search reads it; DVTS's trees are independent anyway.
     """
 
     n: int = 16
     width: int = 4
     aggregation: Aggregation = "last"
     lookahead: int = 0
+    merge_equal: bool = True
 
     def __post_init__(self) -> None:
         StepwiseParams.__post_init__(self)
@@ -47,7 +52,7 @@ async def beam_search(
     """Draw n first steps; keep the best n / width, draw `width` next steps behind each, and so on.
 
     Finished candidates leave the beam and are traces of the result, whatever their rank; the search ends with the n-th
-    of them. Equal candidates share a place in the beam. Open beams end as cut-off traces when the budget does.
+    of them. Open beams end as cut-off traces when the budget does.
 
     Args:
         problem: what to solve.
@@ -64,8 +69,10 @@ async def beam_search(
         candidates = distinct(drawn)
         await rank(explorer, candidates, params.aggregation, params.lookahead)
         finished += [node for samples in drawn for node in samples if node.finish == "stop"]
-        beams = sorted((node for node in candidates if node.open), key=lambda node: -(node.value or 0.0))
-        wants = [(node, params.width) for node in beams[: params.n // params.width]]
+        places = candidates if params.merge_equal else [node for samples in drawn for node in samples]
+        beams = sorted((node for node in places if node.open), key=lambda node: -(node.value or 0.0))
+        kept = Counter(beams[: params.n // params.width])
+        wants = [(node, count * params.width) for node, count in kept.items()]
     return await explorer.harvest([*finished, *(node for node, _ in wants)])
 
 

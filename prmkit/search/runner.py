@@ -10,21 +10,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
-from prmkit.chunks import ChunkedOutput
-from prmkit.errors import ConfigError, DataError, PrmkitError
+from prmkit.chunks import ChunkedOutput, encode_lines
+from prmkit.claims import ClaimFolder
+from prmkit.errors import ConfigError, DataError, EngineLostError, PrmkitError
+from prmkit.io import parse_json_line
+from prmkit.scoring.ensemble import EnsembleScorer
 from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.result import SearchMethod
 from prmkit.search.rows import SearchRow, TraceRecord
 from prmkit.search.sampling import sample_traces, solution_text
 from prmkit.steps import BoundStepFormat
 from prmkit.types import Engine, Grader, Problem, SamplingParams, StepScorer, StepScores, Trace, Usage
+from prmkit.windows import work_through
 
-__all__ = ["RunParams", "Searcher", "grade_traces", "run_search", "search_all", "solve"]
+__all__ = [
+    "RunParams",
+    "Searcher",
+    "gather_rows",
+    "grade_traces",
+    "run_claimed_search",
+    "run_search",
+    "search_all",
+    "solve",
+]
 
 # What may go wrong with one problem without saying anything about the others: its text, its data, a server's reply.
 # Everything else is a defect or the end of the engine, and ends the run; what was acknowledged stays.
@@ -116,15 +128,15 @@ async def solve(problem: Problem, searcher: Searcher, params: RunParams) -> Sear
         method=searcher.name,
         budget=searcher.budget,
     )
-    scorer = searcher.scorer
-    if isinstance(scorer, _HasFormat):
-        scorer = _OwnTokens(scorer)
+    scorer = None if searcher.scorer is None else _counting(searcher.scorer)
     try:
         greedy: list[Trace] = []
         if params.greedy is not None:
             greedy = await sample_traces(problem, searcher.engine, 1, params.greedy, 0, Budget())
         found = await searcher.method(problem, searcher.engine, scorer, budget=budget)
         graded = grade_traces(problem, [*found.traces, *greedy], searcher.grader, searcher.engine.format)
+    except EngineLostError:
+        raise
     except ISOLATED as error:
         return replace(row, usage=_counted(budget), error=f"{type(error).__name__}: {error}")
     return replace(
@@ -165,11 +177,54 @@ def run_search(
     def seconds() -> dict[str, float]:
         return {"seconds": round(before + time.monotonic() - start, 3)}
 
-    def write(rows: list[SearchRow]) -> None:
+    def write(_: int, rows: list[SearchRow]) -> None:
         output.append([row.to_json() for row in rows], seconds())
 
-    asyncio.run(_in_chunks(problems, _several(searchers), params, output.chunks, write, on_row))
+    numbers = iter(range(output.chunks, -(-len(problems) // params.chunk)))
+    work = _Work(problems, _several(searchers), params, on_row)
+    asyncio.run(work.run(lambda: next(numbers, None), write))
     output.finish(seconds())
+    return float(output.state["seconds"])
+
+
+def run_claimed_search(
+    problems: Sequence[Problem],
+    searchers: Searcher | Sequence[Searcher],
+    folder: ClaimFolder,
+    params: RunParams,
+    on_row: OnRow | None = None,
+) -> None:
+    """Solve chunks that no other worker does, until all are done; returns when the last one is, whoever did it.
+
+    Args:
+        problems, searchers, params, on_row: as in `run_search`.
+        folder: shared by the workers; its number of chunks is that of the run.
+    """
+    mark = time.monotonic()
+
+    def write(number: int, rows: list[SearchRow]) -> None:
+        nonlocal mark
+        before, mark = mark, time.monotonic()
+        lines = encode_lines([row.to_json() for row in rows])
+        folder.finish(number, {"rows": lines}, {"seconds": round(mark - before, 3)})
+
+    work = _Work(problems, _several(searchers), params, on_row)
+    asyncio.run(work.run(folder.claim, write, lambda: folder.all_done))
+
+
+def gather_rows(folder: ClaimFolder, output: ChunkedOutput) -> float:
+    """Put the finished chunks of a shared run into one output, as a single worker would have written it.
+
+    Returns the seconds of all workers together.
+    """
+    seconds = float(output.state.get("seconds", 0.0))
+    for number in range(output.chunks, folder.chunks):
+        where = f"{folder.folder}: chunk {number}"
+        rows = [parse_json_line(line, where) for line in folder.read(number, "rows").splitlines()]
+        seconds = round(seconds + float(folder.state(number)["seconds"]), 3)
+        output.append(rows, {"seconds": seconds})
+    if not output.complete:
+        output.finish({"seconds": seconds})
     return float(output.state["seconds"])
 
 
@@ -180,53 +235,71 @@ def search_all(
     on_row: OnRow | None = None,
 ) -> list[SearchRow]:
     """The rows of `run_search`, kept in memory. Arguments and errors as there."""
-    rows: list[SearchRow] = []
-    asyncio.run(_in_chunks(problems, _several(searchers), params, 0, rows.extend, on_row))
-    return rows
+    found: list[SearchRow] = []
+    numbers = iter(range(-(-len(problems) // params.chunk)))
+    work = _Work(problems, _several(searchers), params, on_row)
+    asyncio.run(work.run(lambda: next(numbers, None), lambda _, rows: found.extend(rows)))
+    return found
 
 
 def _several(searchers: Searcher | Sequence[Searcher]) -> tuple[Searcher, ...]:
     return (searchers,) if isinstance(searchers, Searcher) else tuple(searchers)
 
 
-async def _in_chunks(
-    problems: Sequence[Problem],
-    searchers: tuple[Searcher, ...],
-    params: RunParams,
-    done: int,
-    write: Callable[[list[SearchRow]], None],
-    on_row: OnRow | None,
-) -> None:
-    """Work on chunks from number `done` on, and write each when it and all begun before it are done."""
-    room = asyncio.Semaphore(params.in_flight)
+class _Work:
+    """The problems of a run, in chunks."""
 
-    async def one(problem: Problem, searcher: Searcher) -> SearchRow:
-        async with room:
-            row = await solve(problem, searcher, params)
-        if on_row is not None:
-            on_row(row)
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        searchers: tuple[Searcher, ...],
+        params: RunParams,
+        on_row: OnRow | None,
+    ) -> None:
+        self._problems = problems
+        self._searchers = searchers
+        self._params = params
+        self._on_row = on_row
+        self._room = asyncio.Semaphore(params.in_flight)
+
+    async def run(
+        self,
+        take: Callable[[], int | None],
+        write: Callable[[int, list[SearchRow]], None],
+        complete: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Work on chunks, and write each when it and all begun before it are done; see `work_through`."""
+
+        async def end(number: int, tasks: list[asyncio.Task[SearchRow]]) -> None:
+            rows = await asyncio.gather(*tasks)
+            if number == 0 and all(row.error is not None for row in rows):
+                raise DataError(f"all of the first {len(rows)} searches failed; {rows[0].problem_id}: {rows[0].error}")
+            write(number, rows)
+
+        ahead = 1 + -(-self._params.in_flight // (self._params.chunk * len(self._searchers)))
+        await work_through(take, self._begin, end, ahead=ahead, complete=complete)
+
+    def _begin(self, number: int) -> list[asyncio.Task[SearchRow]]:
+        part = self._problems[number * self._params.chunk : (number + 1) * self._params.chunk]
+        return [asyncio.create_task(self._one(problem, searcher)) for problem in part for searcher in self._searchers]
+
+    async def _one(self, problem: Problem, searcher: Searcher) -> SearchRow:
+        async with self._room:
+            row = await solve(problem, searcher, self._params)
+        if self._on_row is not None:
+            self._on_row(row)
         return row
-
-    def begin(number: int) -> list[asyncio.Task[SearchRow]]:
-        part = problems[number * params.chunk : (number + 1) * params.chunk]
-        return [asyncio.create_task(one(problem, searcher)) for problem in part for searcher in searchers]
-
-    async def end(tasks: list[asyncio.Task[SearchRow]], first: bool) -> None:
-        rows = await asyncio.gather(*tasks)
-        if first and all(row.error is not None for row in rows):
-            raise DataError(f"all of the first {len(rows)} searches failed; {rows[0].problem_id}: {rows[0].error}")
-        write(rows)
-
-    ahead = 1 + -(-params.in_flight // (params.chunk * len(searchers)))
-    numbers = range(done, -(-len(problems) // params.chunk))
-    begun = deque(map(begin, numbers[:ahead]))
-    for number in numbers:
-        await end(begun.popleft(), first=number == 0)
-        begun.extend(map(begin, numbers[number - done + ahead :][:1]))
 
 
 def _counted(budget: Budget) -> Usage:
     return replace(budget.spent, seconds=0.0)
+
+
+def _counting(scorer: StepScorer) -> StepScorer:
+    """The scorer as one search pays for it."""
+    if isinstance(scorer, EnsembleScorer):
+        return scorer.wrapped(_counting)
+    return _OwnTokens(scorer) if isinstance(scorer, _HasFormat) else scorer
 
 
 @runtime_checkable

@@ -132,6 +132,27 @@ def test_a_fit_is_the_same_to_the_last_bit_with_and_without(policy, tmp_path):
     assert [value.step for value in events.Scalars("search/best_of_n/2/oracle")] == [2, 4]
 
 
+def test_wandb_offline_has_metrics_and_pictures(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=tmp_path, project="test", offline=True)
+    search = SearchEvaluation({"best_of_n": {}}, [2], every_n_epochs=1, **SEARCH)
+    fit(SFT(SOURCE, optimizer=FAST), sft_data(), search, root=tmp_path, logger=logger)
+    run = logger.experiment
+    found = dict(run.summary)
+    run.finish()
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    written = json.loads((tmp_path / "search" / "step=4.json").read_text())["figures"]["searches"][0]
+    assert found["search/best_of_n/2/majority"] == written["accuracy"]["majority"]["mean"]
+    assert found["search/best_of_n/2/generated_tokens"] == written["tokens"]["generated"] > 0
+    (history,) = folder.glob("*.wandb")
+    assert b"search/best_of_n/2/generated_tokens" in history.read_bytes()
+    (picture,) = (folder / "files" / "media" / "images" / "search").glob("accuracy_*.png")
+    assert picture.read_bytes() == (tmp_path / "search" / "step=4.png").read_bytes()
+
+
 def test_the_policy_of_the_moment_is_searched(tmp_path):
     """Adapters folded in: an engine on the exported policy finds the same."""
     module = SFT(DROPPING, optimizer=FAST)

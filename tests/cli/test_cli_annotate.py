@@ -88,6 +88,16 @@ def test_shards_in_their_order_and_shared_work_are_the_whole(annotate, tmp_path)
         assert (tmp_path / "shared.jsonl.trees.jsonl").read_bytes() == whole[1]
 
 
+@pytest.mark.slow
+def test_workers_of_one_machine_share_the_work(annotate, tmp_path):
+    annotate(*OMEGA, "--chunk", "1")
+    whole, log = (tmp_path / "x.jsonl").read_bytes(), tmp_path / "two.jsonl.parts" / "worker-1.log"
+    for _ in range(2):  # the second finds everything done
+        assert annotate(*OMEGA, "--chunk", "1", "--workers", "2", "--output", str(tmp_path / "two.jsonl")) == 0
+        assert (tmp_path / "two.jsonl").read_bytes() == whole
+        assert "solutions of 8 problems" in log.read_text()
+
+
 def test_shards_by_hand():
     assert parse_shard("2/8") == (2, 8)
     for text in ("0/2", "3/2", "1", "a/b", "1/2/3"):
@@ -134,10 +144,12 @@ def test_retrained_policy_is_noticed(annotate, memorised_policy, tmp_path, capsy
         (["--limit", "0"], "limit: got 0"),
         (["--task", "acumulator"], "task.name: got 'acumulator'"),
         (["--config", "absent.yaml"], "--config absent.yaml: no such file"),
-        (["--method", "magic"], "method: got 'magic'; accepted: omegaprm | math_shepherd | mips"),
+        (["--method", "magic"], "method: got 'magic'; accepted: omegaprm | math_shepherd | mips | traces"),
         (["--shard", "9/8"], "shard: got '9/8'"),
         (["--shard", "1/9"], "shard: got '1/9'; accepted: at most 8 parts"),
         (["--shared", "true", "--overwrite", "true"], "overwrite: got True; accepted: false with shared"),
+        (["--workers", "2", "--overwrite", "true"], "overwrite: got True; accepted: false with shared"),
+        (["--workers", "0"], "workers: got 0; accepted: an integer of at least 1"),
         (["--engine.device", "tpu9"], "engine.device: got 'tpu9'"),
     ],
 )
@@ -182,3 +194,33 @@ def test_print_config_can_be_given_back(capsys, tmp_path):
     assert peek(arguments, "method", "omegaprm") == "math_shepherd"
     values = parser("math_shepherd").instantiate(parser("math_shepherd").parse_args(arguments))
     assert build(MathShepherdParams, values) == MathShepherdParams(solutions_per_problem=6, rollouts=5)
+
+
+def test_traces_of_a_search_are_labelled(memorised_policy, tmp_path, capsys):
+    rows, output = tmp_path / "s" / "rows.jsonl", tmp_path / "hard.jsonl"
+    search = [
+        "search",
+        "--policy",
+        str(memorised_policy),
+        "--output",
+        str(rows.parent),
+        "--n",
+        "8",
+        "--greedy",
+        "false",
+    ]
+    assert main([*search, *OPTIONS[:6], "--split", "train", "--sampling.max_tokens", "24"]) == 0
+    arguments = ["annotate", "--policy", str(memorised_policy), "--output", str(output), *OPTIONS]
+    assert main([*arguments, "--method", "traces", "--candidates", str(rows)]) == 0
+    records = list(load_records(output))
+    assert {record.source for record in records} == {"search-traces"}
+    assert {record.correct for record in records} == {True, False}
+    found = {(row["problem_id"], tuple(trace["steps"])) for row in read_jsonl(rows) for trace in row["traces"]}
+    assert {(record.problem_id, record.steps) for record in records} <= found
+    assert "step accuracy" in capsys.readouterr().out
+    with rows.open("a") as file:
+        file.write("\n")
+    assert main([*arguments, "--method", "traces", "--candidates", str(rows)]) == 2
+    assert "candidates" in capsys.readouterr().err
+    assert main([*arguments, "--method", "traces"]) == 2
+    assert "candidates: got None; accepted: the rows.jsonl of a `prm search`" in capsys.readouterr().err

@@ -212,3 +212,24 @@ def test_a_thousand_versions_are_listed_at_once(prm, folders, tmp_path):
         seconds.append(time.perf_counter() - start)
     assert len(out.splitlines()) == 1001
     assert min(seconds) < 2.0  # half a second where nothing else runs; benchmarks/registry.py measures it
+
+
+def test_once_and_reports(prm, folders, tmp_path):
+    policy, model_ = folders
+    publish = ("publish", "toy", "--policy", policy, "--prm", model_, "--once", "--report", "out.json")
+    for _ in range(2):
+        assert prm(*publish)[0] == 0
+        assert json.loads((tmp_path / "out.json").read_text())["version"] == 1
+    model(tmp_path / "prm", "plain-head", seed=2)
+    assert "toy@2" in prm(*publish)[1]
+    assert prm(*publish, "--key", "mine")[0] == 2
+
+    status, out, _ = prm("promote", "toy@2", "best", "--if-passed", "--report", "gate.json")
+    assert (status, "does not get 'best'" in out) == (0, True)
+    gate = json.loads((tmp_path / "gate.json").read_text())
+    assert gate["promoted"] is False
+    assert gate["reasons"] == ["not met: there are no metrics; publish with them"]
+    assert prm("promote", "toy@2", "best")[0] == 2
+    prm("publish", "toy", "--policy", policy, "--prm", model_, "--metrics", metrics(tmp_path / "m.json", 0.5))
+    assert prm("promote", "toy@3", "best", "--if-passed", "--report", "gate.json")[0] == 0
+    assert json.loads((tmp_path / "gate.json").read_text())["promoted"] is True

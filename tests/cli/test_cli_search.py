@@ -77,6 +77,17 @@ def test_samples_do_not_depend_on_the_prm_or_on_what_is_in_flight(search, tmp_pa
     assert samples[0] == samples[1]
 
 
+def test_shared_work_is_the_whole(search, tmp_path, capsys):
+    assert search(output="whole") == 0
+    for _ in range(2):  # the second finds everything done
+        assert search("--shared", "true", output="shared") == 0
+        rows = [(tmp_path / name / "rows.jsonl").read_bytes() for name in ("whole", "shared")]
+        assert rows[0] == rows[1]
+    assert "search (this worker): 8/8" in capsys.readouterr().err
+    assert search("--shared", "true", "--overwrite", "true") == 2
+    assert "overwrite: got True; accepted: false with shared" in capsys.readouterr().err
+
+
 def test_other_settings_are_refused(search, capsys):
     assert search("--limit", "3") == 0
     capsys.readouterr()

@@ -1,13 +1,16 @@
 """`prm search` over several methods and budgets: equal limits, every token counted, resumed without paying twice."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from prmkit.cli import main
 from prmkit.cli.options import peek
@@ -200,3 +203,37 @@ def test_killed_again_and_again(search, memorised_policy, tmp_path):
     assert rows.read_bytes() == (tmp_path / "whole" / "rows.jsonl").read_bytes()
     summaries = [read_json(tmp_path / name / "summary.json") for name in ("whole", "cut")]
     assert summaries[0]["figures"] == summaries[1]["figures"]
+
+
+def test_several_prms_score_together(search, memorised_policy, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(memorised_policy, other)
+    tensors = load_file(other / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    save_file(
+        {name: tensor + 0.02 * torch.randn(tensor.shape, generator=generator) for name, tensor in tensors.items()},
+        other / "model.safetensors",
+        {"format": "pt"},
+    )
+    plain = ["--method", "best_of_n", "--n", "4"]
+    scores = {}
+    for name, models in {
+        "one": [],
+        "two": ["--prm", str(other)],
+        "both": ["--prm", str(other), "--prm", str(memorised_policy)],
+        "mean": ["--prm", f"{memorised_policy},{other}", "--pessimism", "mean"],
+    }.items():
+        assert search(*plain, *models, output=name, prm=name in ("one",)) == 0
+        rows = list(read_rows(tmp_path / name / "rows.jsonl"))
+        scores[name] = [s for row in rows for t in row.traces if t.scores for s in t.scores]
+        scored = sum(row.usage.scored_tokens for row in rows)
+        scores[f"{name} tokens"] = scored
+    assert scores["both"] == list(map(min, scores["one"], scores["two"])) != scores["one"]
+    means = [(a + b) / 2 for a, b in zip(scores["one"], scores["two"], strict=True)]
+    assert scores["mean"] == pytest.approx(means, abs=1e-12)
+    assert scores["both tokens"] == 2 * scores["one tokens"], "every PRM is paid for"
+    capsys.readouterr()
+    assert search(*plain, "--prm", f"{memorised_policy},{other}", output="mean", prm=False) == 2
+    assert "pessimism" in capsys.readouterr().err, "another way is another run"
+    assert search(*plain, "--prm", str(other), "--prm", str(other), output="x", prm=False) == 2
+    assert "error: prm: got" in capsys.readouterr().err

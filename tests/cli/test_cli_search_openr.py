@@ -6,6 +6,7 @@ import yaml
 from prmkit.cli import main
 from prmkit.io import read_json
 from prmkit.resources import find_config
+from prmkit.search.methods import METHODS
 from prmkit.search.rows import read_rows
 
 NAME = "configs/search/openr_figure4.yaml"
@@ -95,3 +96,26 @@ def test_a_tiny_pair_runs_it(tiny_pair, data_dir, tmp_path, capsys):
         assert {"last_vote", "last_max", "majority", "oracle"} <= set(found["accuracy"])
     assert (tmp_path / "out" / "accuracy_by_level.png").is_file()
     assert "Level 5 (1)" in capsys.readouterr().out
+
+
+def test_every_method_solves_math500_with_a_tiny_pair(tiny_pair, data_dir, tmp_path):
+    models = ["--policy", str(tiny_pair), "--prm", str(tiny_pair), "--discriminator", str(tiny_pair)]
+    arguments = [
+        *models,
+        "--task",
+        "math500",
+        "--data",
+        str(data_dir / "math"),
+        "--limit",
+        "2",
+        "--engine.device",
+        "cpu",
+    ]
+    sizes = ["--method", ",".join(METHODS), "--budgets", "1,4", "--sampling.max_tokens", "10"]
+    sizes += [f"--{name}.step_tokens=4" for name in ("beam_search", "dvts", "rebase", "mcts", "rstar")]
+    assert main(["search", *arguments, *sizes, "--output", str(tmp_path)]) == 0
+    rows = list(read_rows(tmp_path / "rows.jsonl"))
+    assert {row.method for row in rows} == {*METHODS, "greedy"}
+    assert [row.error for row in rows if row.error] == []
+    assert all(row.usage.generated_tokens <= 10 * (row.budget or 1) for row in rows)
+    assert all(row.traces for row in rows)

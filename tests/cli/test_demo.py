@@ -18,15 +18,14 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def test_stages_hand_on_what_they_make(tmp_path):
-    made = {str(tmp_path)}
-    for stage in stages(tmp_path, "quick", seed=3):
-        text = " ".join(stage.argv)
-        assert "3" in stage.argv
-        for path in stage.inputs:
-            assert str(path) in text
-            assert str(path) in made or path.name == "quick.yaml"
-        made |= {str(path) for path in stage.outputs}
-        assert all(stage.directory in path.parents for path in stage.outputs)
+    made: set[str] = set()
+    for together in stages(tmp_path, "quick", seed=3):
+        for stage in together:
+            assert "3" in stage.argv
+            assert str(stage.directory) in " ".join(stage.argv)
+            assert all(str(path) in made or path.name == "quick.yaml" for path in stage.inputs)
+            assert all(stage.directory in path.parents for path in stage.outputs)
+        made |= {str(path) for stage in together for path in stage.outputs}
 
 
 @pytest.mark.slow

@@ -123,6 +123,21 @@ def test_what_a_step_holds_does_not_depend_on_its_micro_batches():
         ]
 
 
+def test_rows_without_advantage_are_counted_and_left_out():
+    made = [rollout(row // 2, 2, (1 + row % 2,), Reward(1.0)) for row in range(8)]
+    advantages = torch.zeros(8, 4)
+    advantages[[1, 4]] = 1.0
+    experience = make_experience(made, PAD).filled({"advantages": advantages})
+    whole, short = (
+        list(ExperienceLoader(lambda _: Collected(experience, {}), lambda batch: int(batch.action_mask.sum()),
+                              Schedule(8, 2, 1, 2, 0), PAD, skip))
+        for skip in (False, True)
+    )  # fmt: skip
+    assert [sorted(rows_of(batch)) for batch in short] == [[1], [], [4], []]
+    assert [batch.window_count for batch in short] == [batch.window_count for batch in whole] == [6, 6, 6, 6]
+    assert {row for batch in whole for row in rows_of(batch)} == set(range(8))
+
+
 def test_rows_that_are_not_there_leave_fillers():
     batches = list(loader(8, passes=1, accumulate=4, missing=4))
     assert [rows_of(batch) == set() for batch in batches] == [False] * 4 + [True] * 4

@@ -74,6 +74,7 @@ def fit(path: Path, kind: str = "grpo", stop: int | None = None, resume: bool = 
         accumulate_grad_batches=2,
         accelerator="cpu",
         callbacks=[Diary(path, stop)],
+        log_every_n_steps=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -93,16 +94,20 @@ def known(line: dict) -> dict:
     return {n: v for n, v in line.items() if not n.startswith(("rollout/", "val/"))}
 
 
-@pytest.mark.parametrize(("kind", "stops"), [("grpo", (1, 4, 6, 7)), ("ppo", (3, 8))])
-def test_resume(kind, stops, tmp_path):
-    whole = fit(tmp_path / "whole", kind)
+@pytest.mark.parametrize(
+    ("kind", "stops", "changes"),
+    [("grpo", (1, 4, 6, 7), {}), ("ppo", (3, 8), {}), ("grpo", (2, 4, 7), {"ahead": True})],
+    ids=["grpo", "ppo", "ahead"],
+)
+def test_resume(kind, stops, changes, tmp_path):
+    whole = fit(tmp_path / "whole", kind, **changes)
     written = lines(tmp_path / "whole")
     assert len(written) == 12
     assert len({line["train/loss"] for line in written}) == 12
     for stop in stops:  # steps of 3 iterations of 4; 4 and 8 are their ends
         with pytest.raises(Stop):
-            fit(tmp_path / f"first{stop}", kind, stop)
-        rest = fit(tmp_path / f"rest{stop}", kind, resume=True)
+            fit(tmp_path / f"first{stop}", kind, stop, **changes)
+        rest = fit(tmp_path / f"rest{stop}", kind, resume=True, **changes)
         resumed = lines(tmp_path / f"rest{stop}")
         assert [known(line) for line in resumed] == [known(line) for line in written[stop:]], stop
         for one, other in zip(resumed, written[stop:], strict=True):
@@ -126,14 +131,15 @@ def test_other_settings_are_refused_in_the_middle_of_an_iteration_only(tmp_path)
 
 @pytest.mark.slow
 def test_a_killed_process_goes_on(tmp_path):
-    """SIGKILL at ten moments behind a new checkpoint, each run going on from its newest one."""
+    """SIGKILL ten times, up to some steps after going on, with iterations of 4 steps; then undisturbed to the end."""
     tokenizer = load_tokenizer(SOURCE)
     bound = get_step_format("plain").bind(tokenizer)
     save_policy(build_policy(SOURCE, tokenizer), tokenizer, bound, tmp_path / "policy")
     settings = {
         "model.source.path": tmp_path / "policy",
         "trainer.callbacks.0.every_n_train_steps": 1,
-        "trainer.max_epochs": 4,
+        "trainer.callbacks.0.save_top_k": -1,
+        "trainer.max_epochs": 24,
         "data.iteration.updates": 4,
         "data.max_tokens": 12,
     }
@@ -149,16 +155,17 @@ def test_a_killed_process_goes_on(tmp_path):
         return sorted(path.name for path in (root / "checkpoints").glob("*.ckpt"))
 
     assert start(tmp_path / "whole").wait(300) == 0
+    assert len(written(tmp_path / "whole")) == 96
     for _ in range(10):
-        process, before = start(tmp_path / "killed"), written(tmp_path / "killed")
-        while process.poll() is None and written(tmp_path / "killed") == before:
-            time.sleep(0.01)
-        time.sleep(draw.random())
+        process, before = start(tmp_path / "killed"), len(written(tmp_path / "killed"))
+        steps_more = draw.randint(1, 6)
+        while process.poll() is None and len(written(tmp_path / "killed")) < before + steps_more:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0.0, 0.2))
+        assert process.poll() is None
         process.kill()
-        if process.wait() == 0:
-            break
-    else:
-        assert start(tmp_path / "killed").wait(300) == 0
+        process.wait()
+    assert start(tmp_path / "killed").wait(300) == 0
     one, other = (load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     one, other = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("whole", "killed"))

@@ -20,12 +20,14 @@ from lightning_modules.grpo import GRPO
 from lightning_modules.optimizers import OptimizerConfig
 from lightning_modules.policy_actor import KLPenalty
 from lightning_modules.policy_critic import CriticConfig
+from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.ppo import PPO
 from prmkit.advantages import GAEConfig, GroupConfig
 from prmkit.engines import HFEngine
+from prmkit.errors import ConfigError
 from prmkit.losses import PolicyLossConfig
 from prmkit.models import ModelSource
-from prmkit.rewards import FormatConfig, LengthConfig, OutcomeConfig, RewardsConfig
+from prmkit.rewards import FormatConfig, ImplicitConfig, LengthConfig, OutcomeConfig, RewardsConfig
 from prmkit.seeding import derive_seed
 from prmkit.types import GenerationRequest, SamplingParams
 
@@ -65,7 +67,7 @@ def grpo(**changes) -> GRPO:
 
 
 def ppo(**changes) -> PPO:
-    return PPO(SOURCE, optimizer=OPTIMIZER, samples=SIZE, critic=CriticConfig(lr=2e-3), **changes)
+    return PPO(SOURCE, optimizer=OPTIMIZER, samples=SIZE, **{"critic": CriticConfig(lr=2e-3), **changes})
 
 
 MODULES = {
@@ -74,7 +76,12 @@ MODULES = {
         loss=PolicyLossConfig(reduction="group"), kl=KLPenalty(0.1), reference=OTHER, entropy_weight=0.01
     ),
     "ppo": lambda: ppo(kl=KLPenalty(0.1)),
+    "ppo-steps": lambda: ppo(levels="steps", critic=CriticConfig(lr=2e-3, clip=None)),
+    "prime": lambda: grpo(
+        advantage=GroupConfig(SIZE, "rloo", "token_baseline"), credit="tokens", implicit=ImplicitPRMConfig(OTHER)
+    ),
 }
+DATA = {"prime": {"rewards": replace(REWARDS, implicit=ImplicitConfig(beta=0.5))}}
 
 
 def train(module, accumulation: int = 1, world: int = 1, updates: int = 1, passes: int = 1, **data):
@@ -148,9 +155,10 @@ def test_old_logprobs_of_a_pass_of_their_own_change_nothing_in_the_first_step():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_micro_batches(name):
-    (wanted,), logged = train(MODULES[name]())
+    data = DATA.get(name, {})
+    (wanted,), logged = train(MODULES[name](), **data)
     for accumulation in (3, 16):  # 16 is a row each
-        (found,), figures = train(MODULES[name](), accumulation)
+        (found,), figures = train(MODULES[name](), accumulation, **data)
         assert_same(found, wanted)
         for figure in ("train/loss", "train/entropy", "train/targets", "rollout/reward", "rollout/steps"):
             assert figures[figure] == pytest.approx(logged[figure], rel=1e-4, abs=1e-6), figure
@@ -188,13 +196,60 @@ def test_rewards_of_tokens_need_no_outcome():
     assert "rollout/outcome" not in figures
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_shared_prefixes_change_no_gradient(name):
+    (wanted,), _ = train(MODULES[name](), **DATA.get(name, {}))
+    module = MODULES[name]()
+    module.share_prefixes = module.reference._share = True
+    (found,), _ = train(module, accumulation=2, **DATA.get(name, {}))
+    assert_same(found, wanted)
+
+
+def test_an_implicit_prm_learns_from_outcomes_and_rewards_tokens():
+    rewards = replace(REWARDS, implicit=ImplicitConfig(beta=0.5))
+    module = grpo(advantage=GroupConfig(SIZE, "rloo", "token_baseline"), credit="tokens", implicit=ImplicitPRMConfig())
+    found, figures = train(module, passes=3, rewards=rewards)
+    assert any(name.startswith("implicit.model.") for name in found[0])
+    assert figures["rollout/implicit"] == pytest.approx(0.0, abs=1e-5)  # it begins as its own reference
+    assert figures["train/implicit_wrong"] < -1e-3  # nothing was right; it has learnt to say so
+    other = grpo(credit="tokens", implicit=ImplicitPRMConfig(OTHER))
+    _, figures = train(other, rewards=rewards)
+    assert abs(figures["rollout/implicit"]) > 1e-3
+
+
+def test_an_implicit_reward_needs_its_model_and_a_verifier():
+    rewards = replace(REWARDS, implicit=ImplicitConfig())
+    with pytest.raises(ConfigError, match=r"model.implicit: got None"):
+        train(grpo(), rewards=rewards)
+    with pytest.raises(ConfigError, match=r"data.rewards.outcome: got None; accepted: a part, of weight 0 at least"):
+        train(grpo(), rewards=RewardsConfig(None, implicit=ImplicitConfig()))
+
+
+def test_the_kl_coefficient_follows_the_divergence():
+    penalty = KLPenalty(0.5, target=0.1, gain=0.5)
+    assert penalty.adapted(0.5, 0.105) == pytest.approx(0.5 * (1 + 0.5 * 0.05))
+    assert penalty.adapted(0.5, 9.0) == pytest.approx(0.5 * 1.1)
+    assert penalty.adapted(0.5, 0.0) == pytest.approx(0.5 * 0.9)
+    module = grpo(kl=penalty)
+    _, figures = train(module, passes=2)
+    assert module.kl_weight == pytest.approx(0.5 * 0.9**2, rel=1e-3)  # no distance yet
+    assert figures["train/kl_weight"] == pytest.approx(0.45, rel=1e-3)
+    checkpoint: dict[str, float] = {}
+    module.on_save_checkpoint(checkpoint)
+    other = grpo(kl=penalty)
+    other.on_load_checkpoint(checkpoint)
+    assert other.kl_weight == module.kl_weight
+    with pytest.raises(ConfigError, match=r"model.kl.target: got 0.1; accepted: .* with model.kl.weight above 0"):
+        KLPenalty(0.0, target=0.1)
+
+
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
     run = subprocess.run([*command, str(tmp_path)], timeout=300, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     for name in MODULES:
-        wanted, logged = train(MODULES[name](), updates=2)
+        wanted, logged = train(MODULES[name](), updates=2, **DATA.get(name, {}))
         for rank in (0, 1):
             found, figures = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
             assert_same(found[0], wanted[0])
@@ -206,5 +261,5 @@ if __name__ == "__main__":
     import os
 
     for kind, make in MODULES.items():
-        result = train(make(), accumulation=2, world=2, updates=2)
+        result = train(make(), accumulation=2, world=2, updates=2, **DATA.get(kind, {}))
         torch.save(result, Path(sys.argv[1]) / f"{kind}-{os.environ['RANK']}.pt")

@@ -6,7 +6,7 @@ import statistics
 import pytest
 import torch
 
-from prmkit.advantages import Moments, rewards_to_go, spread_steps, step_index, step_token_counts, whiten
+from prmkit.advantages import Moments, rewards_to_go, spread_steps, step_index, step_table, step_token_counts, whiten
 from prmkit.errors import DataError
 
 
@@ -74,3 +74,11 @@ def test_rewards_to_go_by_hand(gamma):
 def test_ends_that_do_not_fit_are_refused(ends):
     with pytest.raises(DataError, match="row 0, step"):
         step_index(ends, 3)
+
+
+def test_table_of_steps():
+    index = step_index([[1, 2], [0], []], width=6, offsets=[2, 1, 3])
+    table = step_table(index, 3)
+    assert table.mask.tolist() == [[True, True, False], [True, False, False], [False] * 3]
+    assert table.starts.tolist() == [[2, 4, 0], [1, 0, 0], [0, 0, 0]]
+    assert table.last.tolist() == [[False, True, False], [True, False, False], [False] * 3]

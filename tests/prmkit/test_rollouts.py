@@ -73,10 +73,10 @@ def test_scores_are_asked_once_and_travel_with_the_trace(tree_policy, judge):
 
 def test_kl_reward_sees_the_reference_of_every_token(tree_policy, judge):
     def reference(rollouts):
-        return [tuple(value - 0.5 for value in rollout.logprobs) for rollout in rollouts]
+        return {"reference_logprobs": [tuple(value - 0.5 for value in rollout.logprobs) for rollout in rollouts]}
 
     config = RewardsConfig(None, kl=KLConfig(weight=2.0))
-    (group,) = run((0,), tree_policy(coin), judge(config, reference=reference))
+    (group,) = run((0,), tree_policy(coin), judge(config, token_scores=reference))
     for rollout in group:
         assert rollout.reward.total == pytest.approx(-2.0 * 0.5 * len(rollout.token_ids))
 

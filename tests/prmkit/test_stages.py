@@ -289,3 +289,40 @@ def test_a_stage_that_ends_well_after_a_signal_is_not_taken_for_complete(tmp_pat
     runner.send_signal(signal.SIGTERM)
     assert runner.wait(10) == 143
     assert not (tmp_path / "count" / ".complete.json").exists()
+
+
+def stage_named(run: Path, name: str, code: str) -> Stage:
+    out = run / name / "out"
+    return Stage(name, python(code, out), run / name, outputs=(out,))
+
+
+MEET = """
+    import pathlib, sys, time
+    own = pathlib.Path(sys.argv[1])
+    (own.parent / "here").touch()
+    other = own.parent.parent / {other!r} / "here"
+    while not other.exists():
+        time.sleep(0.01)
+    print("met", {other!r})
+    own.touch()
+"""
+
+
+def test_stages_run_at_the_same_time(tmp_path):
+    seen: list[bytes] = []
+    a, b = (stage_named(tmp_path, name, MEET.format(other=other)) for name, other in (("a", "b"), ("b", "a")))
+    with StageRunner(tmp_path, write=seen.append) as runner:
+        assert [r.status for r in runner.run_together([a, b])] == ["ran", "ran"]
+        (tmp_path / "a" / "out").unlink()
+        assert [r.status for r in runner.run_together([a, b])] == ["ran", "skipped"]
+    assert b"".join(seen) == b"met b\nmet b\n"
+    assert "met a" in (tmp_path / "logs" / "b.log").read_text()
+
+
+def test_what_fails_does_not_stop_its_neighbour(tmp_path):
+    late = "import pathlib, sys, time; time.sleep(0.5); pathlib.Path(sys.argv[1]).touch()"
+    bad, good = stage_named(tmp_path, "a", "raise SystemExit(3)"), stage_named(tmp_path, "b", late)
+    with StageRunner(tmp_path) as runner:
+        with pytest.raises(PrmkitError, match=r"stage a: exit status 3"):
+            runner.run_together([bad, good])
+        assert runner.run(good).status == "skipped"

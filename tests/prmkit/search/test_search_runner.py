@@ -1,13 +1,15 @@
 """Whole searches: rows in order, several searches at once, failures of single problems, grading by class, resuming."""
 
 import asyncio
+import threading
 from functools import partial
 
 import pytest
 
 from prmkit.chunks import ChunkedOutput, meta_path
+from prmkit.claims import ClaimFolder
 from prmkit.engines.scripted import ScriptedEngine
-from prmkit.errors import ConfigError, DataError
+from prmkit.errors import ConfigError, DataError, EngineLostError
 from prmkit.grading.exact import ExactGrader
 from prmkit.io import read_json, write_json
 from prmkit.scoring.table import TableScorer
@@ -16,7 +18,15 @@ from prmkit.search.budget import BudgetLimits
 from prmkit.search.methods import make_method, make_params
 from prmkit.search.result import TreeNode
 from prmkit.search.rows import SearchRow, TraceRecord, read_rows
-from prmkit.search.runner import RunParams, Searcher, grade_traces, run_search, search_all
+from prmkit.search.runner import (
+    RunParams,
+    Searcher,
+    gather_rows,
+    grade_traces,
+    run_claimed_search,
+    run_search,
+    search_all,
+)
 from prmkit.types import Problem, SamplingParams, Step, Trace
 
 PROBLEMS = [Problem(f"p{i}", f"q{i}", "1", level="easy", source="s") for i in range(10)]
@@ -78,6 +88,46 @@ def test_resumed_after_any_chunk(search, tmp_path):
         search(path)
         assert path.read_bytes() == whole
         assert read_json(meta_path(path))["seconds"] >= 1.0
+
+
+def test_workers_share_the_chunks_and_one_may_fall(search, engine, last_step_grader, tmp_path):
+    search(tmp_path / "whole.jsonl")
+    settings, chunks = {"n": 6}, 3
+    done = []
+
+    def worker(engine):
+        searcher = Searcher(
+            partial(best_of_n, params=BestOfNParams(n=6)),
+            engine,
+            TableScorer(lambda question, steps: len(steps[-1]) / 10),
+            last_step_grader,
+        )
+        with ClaimFolder(tmp_path / "parts", settings, chunks) as folder:
+            params = RunParams(2, GREEDY, BudgetLimits(), 4)
+            run_claimed_search(PROBLEMS, searcher, folder, params, lambda row: done.append(row.problem_id))
+
+    def falls(prefix, index, seed):
+        if prefix.startswith("q2"):
+            raise EngineLostError("gone")
+        return script(prefix, index, seed)
+
+    with pytest.raises(EngineLostError, match="gone"):
+        worker(ScriptedEngine(engine.format, falls))
+    done.clear()
+    threads = [threading.Thread(target=worker, args=[ScriptedEngine(engine.format, script)]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(done) == sorted(problem.id for problem in PROBLEMS), "every problem once"
+    for _ in range(2):  # the second finds it complete
+        with (
+            ClaimFolder(tmp_path / "parts", settings, chunks) as folder,
+            ChunkedOutput(tmp_path / "shared.jsonl", settings) as output,
+        ):
+            assert folder.all_done
+            assert gather_rows(folder, output) == pytest.approx(sum(folder.state(n)["seconds"] for n in range(3)))
+        assert (tmp_path / "shared.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_a_problem_that_fails_is_a_row_that_says_so(search, engine, tmp_path):
