@@ -127,8 +127,8 @@ def over_optimisation(pairs: Sequence[Pair], train_problems: int) -> dict[str, A
 
 
 def rescored(pairs: Sequence[Pair], problems: int) -> dict[str, Any]:
-    """{guide: {selection: {samples: {mean, se}}}}: the samples of the demos' own best-of-N, scored by a pair's own PRM and
-    by those of all pairs together; problems of all pairs as one set. Costs no sample."""
+    """{guide: {selection: {samples: {mean, se}}}}: the samples of the demos' own best-of-N, scored by a pair's own PRM
+    and by those of all pairs together; problems of all pairs as one set. Costs no sample."""
     scorers = [PRMScorer(PRMModel.from_pretrained(pair.prm).eval()) for pair in pairs]
     rows: dict[str, list[SearchRow]] = {}
     for pair, own in zip(pairs, scorers, strict=True):
