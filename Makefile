@@ -63,6 +63,10 @@ benchmarks: setup ## the measurements of benchmarks/, one after the other
 	$(BIN)/python benchmarks/prm_memory.py
 	$(BIN)/python benchmarks/annotation.py
 	$(BIN)/python benchmarks/registry.py
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/http_engine.py
+	$(BIN)/python benchmarks/zero.py
+	$(BIN)/python benchmarks/preemption.py
 
 clean: ## remove what was built, not the environment or runs/
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
