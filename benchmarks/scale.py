@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py
 
-Reads results/{preemption,http_engine,zero,weight_sync}.json and writes results/scale.json. Nothing is measured here; each
-figure's file says where it comes from.
+Reads results/{preemption,http_engine,zero,weight_sync}.json and writes results/scale.json. Nothing is measured here;
+`sources` names the file of each figure, which says where it comes from.
 """
 
 from __future__ import annotations
