@@ -42,7 +42,7 @@ from prmkit.errors import DataError
 
 GRPO, PRIME, PPO = "configs/grpo/accumulator.yaml", "configs/grpo/prime.yaml", "configs/ppo/accumulator.yaml"
 VERIFIER_WATCHES = ("--data.rewards.outcome.weight", "0")
-TRL_UPDATES = 8
+TRL_UPDATES = 5
 PICTURE = Path(__file__).parent.parent / "docs" / "policy_over_optimisation.png"
 NO_CHECKPOINTS = ("--trainer.callbacks.0.init_args.every_n_train_steps", "1000000")
 
@@ -150,7 +150,8 @@ def main() -> None:
     if arguments.trl is not None:
         updates = 3 if arguments.quick else TRL_UPDATES
         policy = arguments.pairs[0] / "sft" / "policy"
-        versus = compare(arguments.trl, GRPO, policy, arguments.out / "trl", updates)
+        root, key = arguments.out / "trl", {"updates": updates, "policy": str(policy)}
+        versus = forked(partial(compare, arguments.trl, GRPO, policy, root, updates), root, key)
         print(f"TRL: {json.dumps(versus)}", flush=True)
     figures = {
         "speedup_vs_trl_grpo": versus.get("speedup"),

@@ -49,7 +49,8 @@ class RewardGuards(Callback):
 
     The baseline of a figure is its mean over the first iterations. A guard that is over its limit in `patience`
     iterations one after the other trips: it warns, naming the optimiser step and the figures. With `rollback` the
-    weights go back to those of the last iteration whose guards were all quiet, and the fit ends.
+    weights go back to those of the iteration that the verifier liked best among those whose guards were all quiet (the
+    last of them, where there is no verifier), and the fit ends.
 
     Logs `guard/tripped` (how many guards are over their limits now). State, good weights included, is part of the
     checkpoint.
@@ -62,7 +63,7 @@ class RewardGuards(Callback):
 
     Attributes:
         warnings: (optimiser step, what was over its limit) of every warning, in order.
-        good_step: optimiser step of the last weights whose rollouts no guard minded: those a rollback goes back to.
+        good_step: optimiser step of the weights that a rollback goes back to.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class RewardGuards(Callback):
         self._kl = 0.0
         self._good: dict[str, Tensor] | None = None
         self.good_step = 0
+        self._good_outcome = -math.inf
         self.warnings: list[tuple[int, str]] = []
         self._stopped = False
 
@@ -91,7 +93,9 @@ class RewardGuards(Callback):
         figures = self._figures(batch.report)
         over = self._look(figures)
         pl_module.log("guard/tripped", float(len(over)))
-        if not over:
+        outcome = figures.get("outcome", self._good_outcome)
+        if not over and outcome >= self._good_outcome:
+            self._good_outcome = outcome
             self._remember(trainer, pl_module)
         tripped = [name for name in over if self._over[name] >= self.patience]
         if not tripped:
@@ -121,6 +125,7 @@ class RewardGuards(Callback):
             "kl": self._kl,
             "good": self._good,
             "good_step": self.good_step,
+            "good_outcome": self._good_outcome,
             "warnings": self.warnings,
             "stopped": self._stopped,
             "limits": asdict(self.limits),
@@ -130,6 +135,7 @@ class RewardGuards(Callback):
         self._first, self._over = state_dict["first"], state_dict["over"]
         self._best_outcome, self._kl = state_dict["best_outcome"], state_dict["kl"]
         self._good, self.good_step = state_dict["good"], state_dict["good_step"]
+        self._good_outcome = state_dict["good_outcome"]
         self._stopped, self.warnings = state_dict["stopped"], [tuple(entry) for entry in state_dict["warnings"]]
 
     def _figures(self, report: dict[str, float]) -> dict[str, float]:

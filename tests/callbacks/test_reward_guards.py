@@ -93,6 +93,13 @@ def test_rollback_gives_back_the_weights_of_the_last_good_iteration(caplog):
     assert "going back to the weights of optimiser step 4, and stopping" in caplog.text
 
 
+def test_rollback_prefers_what_the_verifier_liked_best():
+    guards = RewardGuards(rollback=True)
+    bad = figures(score_gap=0.5)
+    module, _ = run(guards, [*USUAL, figures(outcome=0.6), figures(outcome=0.55), bad, bad, None])
+    assert guards.good_step == float(module.weight) == 3.0
+
+
 def test_state_goes_on_after_a_resume():
     first, second = RewardGuards(rollback=True), RewardGuards(rollback=True)
     run(first, [*USUAL, figures(score_gap=0.5)])
