@@ -11,27 +11,39 @@ this is started again. Written to results/loop.json:
 - iteration2_gain_in_se: the second pair less the first, on the same problems, mean of the differences by problem over
   their standard error; worst seed. `accuracy` is the PRM's vote, `pass_at_1` the policy alone.
 - over_control_in_se: the second pair less the control's.
+- old_samples: the first pair's samples, which the first policy after RL wrote, judged by the first PRM, the second and
+  the control's: what newer labels do for the PRM alone, before another policy comes of it.
 - runs: by seed, figures of the first pair, the second and the control's, and both differences.
 """
 
 from __future__ import annotations
 
+import sys
+
+# A neighbour of this file has the name of the package `registry`; the folder, which Python puts first, comes last.
+sys.path.append(sys.path.pop(0))
+
 import argparse
+import asyncio
 import json
 import os
 import resource
 import shutil
 import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _environment import write_result
 
-from prmkit.evaluation.accuracy import problem_accuracy, samples_from_rows
+from prmkit.evaluation.accuracy import mean_and_se, problem_accuracy, samples_from_rows
+from prmkit.evaluation.summary import truth_figures
 from prmkit.io import read_json
-from prmkit.search.rows import read_rows
+from prmkit.models import PRMModel
+from prmkit.scoring import PRMScorer
+from prmkit.search.rows import SearchRow, read_rows
+from prmkit.tasks import get_task
 from registry import read_metrics
 
 PRM_FIGURES = ("auroc", "step_accuracy", "first_error_f1", "ece")
@@ -91,6 +103,35 @@ def figures_of(folder: Path) -> dict[str, float]:
     return metrics | {f"prm_{name}": summary["prm"][name] for name in PRM_FIGURES}
 
 
+def rescored(folder: Path, prm: Path) -> dict[str, float]:
+    """The samples of an evaluation judged by another PRM: its vote over all of them, and itself against exact truth."""
+    rows = list(read_rows(folder / "rows.jsonl"))
+    scorer = PRMScorer(PRMModel.from_pretrained(prm).eval())
+    wanted = list({(row.question, trace.steps) for row in rows for trace in row.traces if trace.scores is not None})
+
+    async def score() -> dict[tuple[str, tuple[str, ...]], tuple[float, ...]]:
+        found = await asyncio.gather(*(scorer.score(question, steps) for question, steps in wanted))
+        return {key: scores.values for key, scores in zip(wanted, found, strict=True)}
+
+    scores = asyncio.run(score())
+
+    def judged(row: SearchRow) -> SearchRow:
+        traces = (
+            trace if trace.scores is None else replace(trace, scores=scores[row.question, trace.steps])
+            for trace in row.traces
+        )
+        return replace(row, traces=tuple(traces))
+
+    rows = [judged(row) for row in rows]
+    source = read_json(folder / "summary.json")["problems"]
+    task = get_task(source["task"], source["data"], **source["task_options"])
+    problems = list(task.problems(source["split"], source["limit"], source["offset"]))
+    samples = samples_from_rows(rows)
+    vote = mean_and_se(problem_accuracy(samples, "product_vote", samples.n))
+    truth = truth_figures(rows, problems, task)
+    return {"product_vote": vote.mean, "product_vote_se": vote.se} | {name: truth[name] for name in PRM_FIGURES}
+
+
 def measure(config: str, seed: int, out: Path) -> dict[str, Any]:
     """The loop and its control with one seed."""
     run, control = out / f"seed-{seed}", out / f"seed-{seed}-control"
@@ -110,6 +151,14 @@ def measure(config: str, seed: int, out: Path) -> dict[str, Any]:
         "first": figures_of(first),
         "second": figures_of(second),
         "control": figures_of(other),
+        "old_samples": {
+            name: rescored(first, folder / "prm" / "model")
+            for name, folder in (
+                ("first", run / "iteration-1"),
+                ("second", run / "iteration-2"),
+                ("control", control / "iteration-2"),
+            )
+        },
         "second_less_first": gain(second, first),
         "second_less_control": gain(second, other),
     }

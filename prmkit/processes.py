@@ -20,8 +20,10 @@ from typing import Any
 
 from prmkit.errors import PrmkitError
 
-__all__ = ["Exit", "Job", "bind_to_parent", "run_processes"]
+__all__ = ["END_WITH_PARENT", "Exit", "Job", "bind_to_parent", "end_with_parent", "run_processes"]
 
+END_WITH_PARENT = "PRMKIT_END_WITH_PARENT"
+"""Variable that asks `prm fit` to call `end_with_parent`: workers that torchrun starts outlive it otherwise."""
 POLL_SECONDS = 0.2
 HEARTBEAT_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
@@ -219,3 +221,10 @@ def bind_to_parent(parent: int) -> Callable[[], None] | None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return bind
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it dies. On Linux; elsewhere nothing happens."""
+    bind = bind_to_parent(os.getppid())
+    if bind is not None:
+        bind()

@@ -7,11 +7,13 @@ configs and overrides are merged. Importing this module costs nothing; Lightning
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 
 from prmkit.cli.pair_option import with_pair_for_fit
 from prmkit.cli.parsing import expand_configs
+from prmkit.processes import END_WITH_PARENT, end_with_parent
 
 __all__ = ["fit", "predict", "test", "validate"]
 
@@ -96,6 +98,8 @@ def _run(command: str, argv: Sequence[str]) -> int:
     if not argv or any(argument in ("-h", "--help") for argument in argv):
         print(_help(command))
         return 0
+    if os.environ.get(END_WITH_PARENT):
+        end_with_parent()
     arguments = ["--help" if argument == "--help-all" else argument for argument in argv]
     arguments, files = expand_configs(arguments)
     arguments = with_pair_for_fit(arguments, files)

@@ -124,7 +124,7 @@ class Loop:
             made = self.plan.made(iteration)
             commands, replayed = self._make(iteration, begin, made)
             manifest = self._publish(iteration, state, made, commands)
-        gate = self._gate(iteration, manifest)
+        gate = self._gate(iteration, manifest, known is not None)
         figures = {name: figure.value for name, figure in manifest.metrics.figures.items()} if manifest.metrics else {}
         result = IterationResult(
             iteration, manifest.ref, manifest.parent, figures, manifest.gate.passed, gate["promoted"],
@@ -165,8 +165,19 @@ class Loop:
         self._run(self.plan.other(iteration, "publish", argv, report, inputs))
         return Manifest.from_bytes(report.read_bytes(), str(report))
 
-    def _gate(self, iteration: int, manifest: Manifest) -> dict[str, Any]:
-        """Offer the alias to the version; a refusal is an answer, not an error."""
+    def _gate(self, iteration: int, manifest: Manifest, pulled: bool) -> dict[str, Any]:
+        """Offer the alias to the version; a refusal is an answer, not an error.
+
+        A version that had the alias before, or has successors, was offered it by whoever published it: not again, or
+        the alias could go back.
+        """
+        if pulled:
+            named = any(
+                (move.alias, move.after) == (self.config.alias, manifest.version)
+                for move in self.registry.history(manifest.pair)
+            )
+            if named or self.registry.versions(manifest.pair)[-1] > manifest.version:
+                return {"promoted": named, "reasons": list(manifest.gate.reasons)}
         report = iteration_folder(self.folder, iteration) / "gate" / "gate.json"
         argv = [sys.executable, "-m", "prmkit.cli", "pairs", "promote", manifest.ref, self.config.alias]
         argv += ["--if-passed", "--report", str(report), *self._registry_options()]

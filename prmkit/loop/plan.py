@@ -21,6 +21,7 @@ from pathlib import Path
 
 from prmkit.loop.config import LoopConfig
 from prmkit.loop.settings import stage_seed, stage_settings
+from prmkit.processes import END_WITH_PARENT
 from prmkit.stages import Stage
 
 __all__ = ["ITERATION_STAGES", "Begin", "Plan", "Products", "iteration_folder"]
@@ -155,6 +156,8 @@ class Plan:
     ) -> Stage:
         threads = self.config.threads
         environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        if self.config.devices > 1:  # nothing may write into the run's folder when the loop was killed
+            environment[END_WITH_PARENT] = "1"
         return Stage(name, tuple(argv), folder, outputs, inputs, environment=environment)
 
     def _prepare(self, iteration: int, begin: Begin, stage: str) -> tuple[Products, list[str]]:

@@ -84,7 +84,9 @@ def read_status(run: Path, config_file: str) -> LoopStatus:
     for iteration in range(1, config["iterations"] + 1):
         folder = iteration_folder(run, iteration)
         pulled = (folder / PULL).is_dir()
-        names = (PULL, "gate") if pulled else ITERATION_STAGES
+        names: tuple[str, ...] = ITERATION_STAGES
+        if pulled:  # the gate belongs to whoever published the version, unless that never came to it
+            names = (PULL, "gate") if (folder / "gate").is_dir() else (PULL,)
         stages += [_stage(run, folder / name, iteration, name, process) for name in names]
         manifest = folder / (f"{PULL}/pair/pair.json" if pulled else "publish/published.json")
         if manifest.is_file():

@@ -64,7 +64,7 @@ class StopAt(Callback):
 def fit(path, stop: int | None, resume: bool) -> list[tuple[int, int, int]]:
     module = Diary()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    callbacks = [StopAt(stop, path)]
+    callbacks = [ResumeProgress(), StopAt(stop, path)]
     trainer = Trainer(**quiet, enable_checkpointing=False, max_epochs=EPOCHS, callbacks=callbacks)
     try:
         trainer.fit(module, Loader(), ckpt_path=path if resume else None, weights_only=True)

@@ -93,7 +93,8 @@ def test_several_devices_are_started_by_torchrun(made):
     assert fit.argv[1:8] == ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "prmkit.cli")
     assert value(fit, "--trainer.devices") == "3"
     assert "torch.distributed.run" not in annotate.argv
-    assert fit.environment == annotate.environment == {"OMP_NUM_THREADS": "2"}
+    assert fit.environment == {"OMP_NUM_THREADS": "2", "PRMKIT_END_WITH_PARENT": "1"}
+    assert plan(made, threads=2).prm(1, begin).environment == {"OMP_NUM_THREADS": "2"}
 
 
 def test_a_run_can_be_moved(made, tmp_path_factory):
