@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prmkit.cli.loop import parse
-from prmkit.loop.config import STAGES
+from prmkit.loop.config import STAGES, StageConfig
 from prmkit.loop.plan import Begin, Plan
 from prmkit.resources import find_config
 
@@ -46,7 +46,8 @@ def begins(run: Path) -> tuple[Begin, Begin]:
 
 def test_a_second_iteration_goes_on_from_the_first(made):
     begin = begins(made)[1]
-    found = plan(made)
+    judged = StageConfig("configs/grpo/accumulator.yaml", {"data.prm.path": "${prm.output}"})
+    found = plan(made, policy=judged)
     annotate, prm, policy, evaluate = (
         getattr(found, name)(2, begin) for name in ("annotate", "prm", "policy", "evaluate")
     )
