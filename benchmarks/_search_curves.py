@@ -6,13 +6,20 @@ benchmark that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prmkit.cli import main as prm
+from prmkit.evaluation.accuracy import mean_and_se, problem_accuracy, samples_from_rows
 from prmkit.evaluation.comparison import comparison_figures, levels_of
+from prmkit.models import PRMModel
+from prmkit.scoring import EnsembleScorer, PRMScorer
+from prmkit.scoring.ensemble import PESSIMISMS
 from prmkit.search.rows import SearchRow, read_rows
+from prmkit.types import StepScorer
 
 HEADLINE = "product_vote"
 SELECTIONS = ("majority", "product_vote", "product_max", "last_vote", "last_max", "min_vote", "min_max", "oracle")
@@ -32,6 +39,7 @@ class Pair:
 
     def __init__(self, folder: Path, number: int, problems: int, work: Path) -> None:
         self.policy, self.prm = folder / "sft/policy", folder / "prm/model"
+        self.samples = folder / "search/rows.jsonl"
         self._labels = folder / "annotate/annotations.jsonl"
         self._number, self._problems = number, problems
         self._work = work / f"pair{number}"
@@ -41,22 +49,15 @@ class Pair:
         """Rows of all methods at equal token budgets."""
         return self._search("curves", "--config", "configs/search/methods.yaml", "--prm", str(self.prm))
 
-    def guided(self, name: str, prms: Sequence[Path], methods: Sequence[str], budgets: str) -> list[SearchRow]:
-        """Rows of some methods under one PRM or the lowest score of several, budgets in samples."""
-        settings = [part for m in methods if m != "best_of_n" for part in (f"--{m}.aggregation=product",)]
-        settings += [f"--{m}.step_tokens=16" for m in methods if m != "best_of_n"]
+    def guided(self, name: str, prms: Sequence[Path], methods: Sequence[str], *settings: str) -> list[SearchRow]:
+        """Rows of some methods with 4, 16 and 64 samples, under one PRM or the lowest score of several."""
+        shape = [
+            f"--{m}.{part}" for m in methods if m in STEPWISE for part in ("aggregation=product", "step_tokens=16")
+        ]
         models = [part for path in prms for part in ("--prm", str(path))]
-        sizes = (
-            "--method",
-            ",".join(methods),
-            "--budgets",
-            budgets,
-            "--sampling.max_tokens",
-            "64",
-            "--greedy",
-            "false",
-        )
-        return self._search(name, *models, *sizes, *settings, "--in_flight", "256", "--engine.max_rows", "256")
+        sizes = ("--method", ",".join(methods), "--budgets", "4,16,64", "--sampling.max_tokens", "64")
+        fast = ("--greedy", "false", "--in_flight", "256", "--engine.max_rows", "256", "--chunk", "60")
+        return self._search(name, *models, *sizes, *fast, *shape, *settings)
 
     def retrained(self, problems: int) -> Path:
         """A PRM that also learned from what misled searches under the first one, on problems of the training split."""
@@ -99,18 +100,65 @@ class Pair:
         return "--seed", str(self._number)
 
 
-def over_optimisation(pairs: Sequence[Pair], train_problems: int, budgets: str = "4,16,64") -> dict[str, Any]:
+def over_optimisation(pairs: Sequence[Pair], train_problems: int) -> dict[str, Any]:
     """{guide: {method: {samples: figures}}}: under a pair's own PRM; under the lowest score of all pairs' PRMs; under a
-    PRM retrained on the search's own traces; and under the lowest score of that and the other pairs' PRMs."""
-    methods = ("best_of_n", *STEPWISE)
-    rows: dict[str, list[SearchRow]] = {"own": [], "min_of_all": [], "retrained": [], "min_with_retrained": []}
+    PRM retrained on the search's own traces; and under the lowest score of that and the other pairs' PRMs.
+    `beam_search_places` is beam search with merge_equal = false."""
+    searches: dict[str, list[SearchRow]] = {}
+    places: dict[str, list[SearchRow]] = {}
     for pair in pairs:
         others = [other.prm for other in pairs if other is not pair]
         retrained = pair.retrained(train_problems)
-        guides = ([pair.prm], [pair.prm, *others], [retrained], [retrained, *others])
-        for (name, found), guide in zip(rows.items(), guides, strict=True):
-            found += pair.guided(name, guide, methods, budgets)
-    return {name: by_method(found) for name, found in rows.items()}
+        guides = {
+            "own": [pair.prm],
+            "min_of_all": [pair.prm, *others],
+            "retrained": [retrained],
+            "min_with_retrained": [retrained, *others],
+        }
+        for name, guide in guides.items():
+            found = pair.guided(name, guide, ("best_of_n", *STEPWISE))
+            searches.setdefault(name, []).extend(found)
+            apart = pair.guided(f"{name}-places", guide, ("beam_search",), "--beam_search.merge_equal=false")
+            places.setdefault(name, []).extend(apart)
+    return {
+        name: {**by_method(found), "beam_search_places": by_method(places[name])["beam_search"]}
+        for name, found in searches.items()
+    }
+
+
+def rescored(pairs: Sequence[Pair], problems: int) -> dict[str, Any]:
+    """{guide: {selection: {samples: {mean, se}}}}: the samples of the demos' own best-of-N, scored by a pair's own PRM
+    and by those of all pairs together; problems of all pairs as one set. Costs no sample."""
+    scorers = [PRMScorer(PRMModel.from_pretrained(pair.prm).eval()) for pair in pairs]
+    rows: dict[str, list[SearchRow]] = {}
+    for pair, own in zip(pairs, scorers, strict=True):
+        guides: dict[str, StepScorer] = {"own": own}
+        guides |= {how: EnsembleScorer([own, *(s for s in scorers if s is not own)], how) for how in PESSIMISMS}
+        sampled = list(read_rows(pair.samples))[:problems]
+        for name, guide in guides.items():
+            rows.setdefault(name, []).extend(asyncio.run(_scored(sampled, guide)))
+    found = {}
+    for name, each in rows.items():
+        samples = samples_from_rows(each)
+        sizes = [n for n in (1, 4, 8, 16, 32) if n <= samples.n]
+        found[name] = {
+            selection: {str(n): mean_and_se(problem_accuracy(samples, selection, n)).to_json() for n in sizes}
+            for selection in SELECTIONS
+        }
+    return found
+
+
+async def _scored(rows: Sequence[SearchRow], scorer: StepScorer) -> list[SearchRow]:
+    """Rows with the scores of another scorer on their finished traces."""
+
+    async def one(row: SearchRow) -> SearchRow:
+        texts = list(dict.fromkeys(trace.steps for trace in row.traces if trace.finish == "stop" and trace.steps))
+        replies = await asyncio.gather(*(scorer.score(row.question, steps) for steps in texts))
+        scores = {steps: reply.values for steps, reply in zip(texts, replies, strict=True)}
+        traces = [replace(t, scores=scores.get(t.steps) if t.finish == "stop" else None) for t in row.traces]
+        return replace(row, traces=tuple(traces))
+
+    return await asyncio.gather(*map(one, rows))
 
 
 def by_method(rows: Sequence[SearchRow]) -> dict[str, Any]:

@@ -6,8 +6,10 @@
 that two threads have two cores. Written to results/async_rollouts.json, with and without:
 
 - seconds_per_iteration: mean over the iterations after the second, of all seeds, validation left out.
-- speedup: the quotient.
-- outcome: the verifier's mean over the rollouts of the last five iterations, by seed; pass_at_1: on the validation split.
+- speedup: the quotient. Of use only where load_average (before and after, in the settings) is below the cores: on a
+  machine that is shared, two threads get the share of two.
+- outcome: the verifier's mean over the rollouts of the last five iterations, by seed; pass_at_1: on the validation
+  split.
 - importance_weight, importance_cut, generator_kl: means over those iterations: how far the samples are off-policy.
 """
 
@@ -38,9 +40,8 @@ def fit(root: Path, ahead: bool, seed: int, arguments: argparse.Namespace) -> li
     trainer |= {"default_root_dir": str(root), "max_epochs": arguments.iterations, "logger": False}
     trainer |= {"check_val_every_n_epoch": arguments.iterations, "enable_progress_bar": False}
     trainer["enable_checkpointing"] = False
-    trainer["callbacks"] = [
-        {"class_path": "_iterations.Iterations", "init_args": {"path": str(root / "figures.jsonl")}}
-    ]
+    counted = {"class_path": "_iterations.Iterations", "init_args": {"path": str(root / "figures.jsonl")}}
+    trainer["callbacks"] = [counted]
     config["seed_everything"] = seed
     config["model"]["init_args"]["source"]["path"] = str(arguments.policy)
     data |= {"ahead": ahead, "iteration": {"prompts": arguments.prompts}}
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     arguments = parser.parse_args()
     figures: dict[str, dict[str, Any]] = {}
+    load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as folder:
         # turn by turn, so that a machine that is busy for a while does not favour one of them
         runs: dict[str, list[list[dict[str, Any]]]] = {"before": [], "ahead": []}
@@ -78,6 +80,7 @@ def main() -> None:
             }
     speedup = figures["before"]["seconds_per_iteration"] / figures["ahead"]["seconds_per_iteration"]
     settings = {name: getattr(arguments, name) for name in ("iterations", "prompts", "seeds")}
+    settings["load_average"] = [round(each, 1) for each in (*load, os.getloadavg()[0])]
     packages = ("torch", "lightning", "transformers")
     print(write_result("async_rollouts", {**figures, "speedup": round(speedup, 3)}, packages, settings=settings))
     print(json.dumps(figures, indent=1), speedup)

@@ -15,6 +15,8 @@ results/http_engine.json:
 - http_engine_vs_server_bench: median over repeats of engine over bare, both asking for ids and log-probabilities.
 - without_logprobs: the same with neither asking for log-probabilities, as annotation does.
 - range: lowest and highest repeat of each; tokens_per_second: medians of both sides.
+- client_microseconds_per_token: processor time of each client, threads together; says what the engine costs where the
+  machine is busy with other things.
 - vllm_bench_tokens_per_second: `vllm bench serve` on that server, where it runs: one streamed sample a request, so
   not the same work.
 """
@@ -133,25 +135,30 @@ def compare(server: Server, bound: BoundStepFormat, args: argparse.Namespace, lo
     in_flight = -(-2 * ROWS // args.samples)  # twice what the server decodes together: there is always more to take
     config = HttpEngineConfig([server.url], startup=300.0, concurrency=in_flight)
     rates: dict[str, list[float]] = {"bare": [], "engine": []}
+    cpu: dict[str, list[float]] = {"bare": [], "engine": []}
     with HTTPEngine(config, bound, logprobs=logprobs) as engine:
         for repeat in range(args.repeats + 1):
             for side in ("bare", "engine") if repeat % 2 else ("engine", "bare"):
                 number = 2 * repeat + (side == "engine")
                 requests = requests_of(bound, args.requests, args.samples, number + 100 * logprobs)
+                before = time.process_time()
                 if side == "engine":
                     tokens, seconds = asyncio.run(ours(engine, requests))
                 else:
                     asked = [ask_for(r, NAME, context=engine.served.context, logprobs=logprobs) for r in requests]
                     bodies = [json.dumps(one.body).encode() for one in asked]
+                    before = time.process_time()
                     tokens, seconds = asyncio.run(bare(server.url, bodies, in_flight))
                 if repeat:
                     rates[side].append(tokens / seconds)
+                    cpu[side].append((time.process_time() - before) / tokens * 1e6)
                     print(f"  {side:7}{tokens / seconds:9.0f} tokens/s", flush=True)
     ratios = [a / b for a, b in zip(rates["engine"], rates["bare"], strict=True)]
     return {
         "ratio": round(statistics.median(ratios), 3),
         "range": [round(min(ratios), 3), round(max(ratios), 3)],
         "tokens_per_second": {side: round(statistics.median(values)) for side, values in rates.items()},
+        "client_microseconds": {side: round(statistics.median(values), 1) for side, values in cpu.items()},
     }
 
 
@@ -202,6 +209,10 @@ def main() -> None:
         "without_logprobs": bare_ids["ratio"],
         "range": {"http_engine_vs_server_bench": whole["range"], "without_logprobs": bare_ids["range"]},
         "tokens_per_second": {"with_logprobs": whole["tokens_per_second"], "without": bare_ids["tokens_per_second"]},
+        "client_microseconds_per_token": {
+            "with_logprobs": whole["client_microseconds"],
+            "without": bare_ids["client_microseconds"],
+        },
         "vllm_bench_tokens_per_second": benched,
     }
     print(json.dumps(figures, indent=2))

@@ -10,7 +10,9 @@ be interrupted. With --trl, TRL's GRPOTrainer does the updates of `grpo` in an e
 
 Written to results/policy.json, and with prm_only_raw a picture to docs/policy_over_optimisation.png:
 
-- before, pass_at_1: by split, before and after every experiment, for every seed.
+- before: pass@1 by split; runs: by experiment and seed, pass@1 after it and what follows. Experiments whose name ends
+  in hotter_prm and refreshed_prm train a PRM first: on solutions at temperature 1.6 too, and on those of the policy
+  after 10 updates, from which they go on.
 - grpo_pass_at_1, ppo_pass_at_1: worst seed, split validation.
 - tokens_ratio_process_vs_outcome: tokens sampled until the rollouts' outcome first reaches .8 in the mean of three
   iterations, outcome + process (min form) over outcome alone, means over seeds; null where one does not get there.

@@ -8,13 +8,14 @@ Written to results/search.json, parts that are not asked for as they were:
   in beam searches of width 4; from_the_start_per_distinct_token: the same if every candidate were scored from its
   question on, as OpenR does.
 - concurrency_speedup: problems a second of beam search of width 4 over 8 steps on 500 problems (problems_at_once), all
-  in one event loop, over those one after the other, which are timed on a part of the problems.
+  in flight, over those one after the other, which are timed on a part of the problems.
   - `stand_in`: a scripted policy behind a server of fixed latency (LATENCY seconds a batch, of any size), which is what
     a GPU looks like to a search, and a table of scores;
   - `demo_pair`: the first pair, on the CPU, where a batch costs more the larger it is. One search alone has batches of
     16 already; engine_tokens_per_second_by_rows tells what larger ones can bring at most.
 - engine_calls_by_problems, engine_calls_by_steps: batches that the stand-in ran, by number of problems and by depth.
 - curves: accuracy by method at equal token budgets (configs/search/methods.yaml), problems of all pairs together.
+- rescored: accuracy by guide, selection and samples of the demos' own samples; see `_search_curves.rescored`.
 - over_optimisation: accuracy by guide, method and samples; see `_search_curves.over_optimisation`.
 """
 
@@ -30,7 +31,7 @@ from typing import Any
 
 import torch
 from _environment import RESULTS, write_result
-from _search_curves import HEADLINE, Pair, by_method, over_optimisation
+from _search_curves import HEADLINE, Pair, by_method, over_optimisation, rescored
 
 from prmkit.engines import HFEngine
 from prmkit.engines.driver import Driver, Job
@@ -41,9 +42,9 @@ from prmkit.io import read_json
 from prmkit.models import PRMModel, load_policy
 from prmkit.scoring import PRMScorer
 from prmkit.scoring.table import TableScorer
-from prmkit.search.budget import Budget
 from prmkit.search.methods import make_method, make_params
 from prmkit.search.result import SearchMethod
+from prmkit.search.runner import RunParams, Searcher, search_all
 from prmkit.steps import EncodedSteps, get_step_format
 from prmkit.tasks import get_task
 from prmkit.tasks.vocabulary import character_tokenizer
@@ -52,7 +53,7 @@ from prmkit.types import Completion, Engine, GenerationRequest, Problem, StepSco
 LATENCY = 0.1  # a step of 20 tokens at 5 ms each, whatever the size of the batch
 STEPS = 8
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-PARTS = ("throughput", "curves", "over_optimisation")
+PARTS = ("throughput", "curves", "rescored", "over_optimisation")
 
 
 class Server:
@@ -62,6 +63,7 @@ class Server:
         self._steps = steps
         tokenizer = character_tokenizer(f"{LETTERS}+-0123456789\n")
         self.format, self.weight_version = get_step_format("plain").bind(tokenizer), 0
+        (self._newline,) = self.format.encode_piece("\n")
         self._driver: Driver[GenerationRequest, list[Completion]] = Driver(self)
         self.batches = 0
 
@@ -82,7 +84,7 @@ class Server:
 
     def _answers(self, request: GenerationRequest) -> list[Completion]:
         """A random letter a step, and the end of sequence behind the last one."""
-        written = self.format.decode(request.prompt_ids).count("\n") - 1
+        written = request.prompt_ids.count(self._newline) - 1
         if written >= self._steps:
             return [Completion((self.format.eos_id,), (0.0,), "", "stop")] * request.n
         rng = random.Random(request.seed)
@@ -95,27 +97,22 @@ def beam() -> SearchMethod:
     return make_method("beam_search", make_params("beam_search", {"n": 16, "width": 4, "sampling": sampling}))
 
 
-def timed(problems: Sequence[Problem], engine: Engine, scorer: StepScorer, at_once: bool) -> tuple[float, float]:
-    """Seconds of beam searches of width 4, together or one after the other: by the wall's clock, and by this process's
-    processors, which other programs disturb less."""
-    search = beam()
-
-    async def run() -> None:
-        if at_once:
-            await asyncio.gather(*(search(problem, engine, scorer, budget=Budget()) for problem in problems))
-            return
-        for problem in problems:
-            await search(problem, engine, scorer, budget=Budget())
-
+def timed(problems: Sequence[Problem], engine: Engine, scorer: StepScorer, in_flight: int) -> tuple[float, float]:
+    """Seconds of beam searches of width 4, so many at once: by the wall's clock, and by this process's processors,
+    which other programs disturb less."""
+    searcher = Searcher(beam(), engine, scorer, get_task("accumulator").grader)
     start, worked = time.perf_counter(), time.process_time()
-    asyncio.run(run())
+    rows = search_all(problems, searcher, RunParams(in_flight))
+    failed = [row.error for row in rows if row.error is not None]
+    if failed:
+        raise DataError(f"{len(failed)} searches failed: {failed[0]}")
     return time.perf_counter() - start, time.process_time() - worked
 
 
 def speedup(make: Callable[[], tuple[Engine, StepScorer]], problems: Sequence[Problem], alone: int) -> dict[str, float]:
     """Problems a second at once and one by one (timed on the first `alone` of them)."""
-    together, together_worked = timed(problems, *make(), at_once=True)
-    single, single_worked = timed(problems[:alone], *make(), at_once=False)
+    together, together_worked = timed(problems, *make(), len(problems))
+    single, single_worked = timed(problems[:alone], *make(), 1)
     return {
         "at_once_per_second": len(problems) / together,
         "one_by_one_per_second": alone / single,
@@ -133,12 +130,12 @@ def stand_in(count: int, alone: int) -> dict[str, Any]:
     calls = {}
     for n in (1, 10, count):
         server, scorer = make()
-        timed(problems[:n], server, scorer, at_once=True)
+        timed(problems[:n], server, scorer, n)
         calls[str(n)] = server.batches  # type: ignore[attr-defined]
     by_steps = {}
     for steps in (2, 4, 8, 16):
         server = Server(steps)
-        timed(problems[:10], server, make()[1], at_once=True)
+        timed(problems[:10], server, make()[1], 10)
         by_steps[str(steps)] = server.batches
     return {
         **speedup(make, problems, alone),
@@ -165,7 +162,7 @@ def encoded_per_distinct(engine: Engine, model: PRMModel, problems: Sequence[Pro
     """Tokens that the PRM encoded, and that it would have from the start of every candidate, over the distinct ones."""
     scorer = PRMScorer(model, cache_tokens=1 << 24)
     watched = Watched(scorer)
-    timed(problems, engine, watched, at_once=True)
+    timed(problems, engine, watched, len(problems))
     inputs = [encoded.input_ids[: encoded.positions[-1] + 1] for encoded in watched.inputs]
     seen: set[int] = set()
     for ids in inputs:
@@ -195,12 +192,12 @@ def engine_by_rows(engine: HFEngine, problems: Sequence[Problem], rows: Sequence
     return speeds
 
 
-def throughput(pair: Path, count: int) -> dict[str, Any]:
-    """All figures that a busy machine falsifies, of so many problems at once."""
-    alone, pair_alone = max(2, count // 20), max(2, count // 10)
+def throughput(pair: Path, count: int, pair_count: int) -> dict[str, Any]:
+    """All figures that a busy machine falsifies, of so many problems at once with the stand-in and with the pair."""
+    alone, pair_alone = max(2, count // 20), max(2, pair_count // 10)
     policy = load_policy(pair / "sft/policy")
     model = PRMModel.from_pretrained(pair / "prm/model").eval()
-    problems = get_task("accumulator", min_ops=STEPS, max_ops=STEPS).problems("test", count)
+    problems = get_task("accumulator", min_ops=STEPS, max_ops=STEPS).problems("test", pair_count)
 
     def models() -> tuple[HFEngine, PRMScorer]:
         engine = HFEngine(policy.model, policy.format, max_rows=256, cache_tokens=1 << 20)
@@ -211,14 +208,17 @@ def throughput(pair: Path, count: int) -> dict[str, Any]:
         ("stand_in", lambda: stand_in(count, alone)),
         ("demo_pair", lambda: speedup(models, problems, pair_alone)),
         ("encoding", lambda: encoded_per_distinct(models()[0], model, problems)),
-        ("engine", lambda: engine_by_rows(models()[0], problems, tuple(n for n in (1, 4, 16, 64, 256) if n <= count))),
+        (
+            "engine",
+            lambda: engine_by_rows(models()[0], problems, tuple(n for n in (1, 4, 16, 64, 256) if n <= pair_count)),
+        ),
     ):
         start = time.perf_counter()
         figures[name] = measure()
         print(f"{name}: {time.perf_counter() - start:.0f} s\n  {figures[name]}", flush=True)
     return {
         **figures["encoding"],
-        "problems_at_once": count,
+        "problems_at_once": {"stand_in": count, "demo_pair": pair_count},
         "concurrency_speedup": {name: figures[name]["speedup"] for name in ("stand_in", "demo_pair")},
         "engine_calls_by_problems": figures["stand_in"]["engine_calls_by_problems"],
         "engine_calls_by_steps": figures["stand_in"]["engine_calls_by_steps"],
@@ -231,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=Path, nargs="+", default=[Path("runs/demo")], help="folders of `prm demo` runs")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the others keep their last figures")
-    parser.add_argument("--at-once", type=int, default=500, help="problems of the throughput")
+    parser.add_argument("--at-once", type=int, default=500, help="problems of the pair's throughput")
     parser.add_argument("--problems", type=int, default=300, help="problems a pair of the other parts")
     parser.add_argument("--train-problems", type=int, default=600, help="problems a pair that a PRM is retrained on")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/search"), help="where searches are kept")
@@ -247,13 +247,16 @@ def main() -> None:
     path = RESULTS / "search.json"
     figures: dict[str, Any] = read_json(path)["figures"] if path.is_file() else {}
     if "throughput" in arguments.parts:
-        figures |= throughput(arguments.pairs[0], 20 if arguments.quick else arguments.at_once)
+        figures |= throughput(arguments.pairs[0], *((20, 20) if arguments.quick else (500, arguments.at_once)))
     if "curves" in arguments.parts and not arguments.quick:
         rows = [row for pair in pairs for row in pair.curves()]
         figures["curves"] = {"pairs": len(pairs), "problems": len({row.problem_id for row in rows}), **by_method(rows)}
         if arguments.picture is not None:
             title = f"accumulator, test: {len(pairs)} pairs, {figures['curves']['problems']} problems"
             save_figure(comparison_figure(comparison_figures(rows, HEADLINE), "tokens", title), arguments.picture)
+    if "rescored" in arguments.parts and not arguments.quick:
+        found = rescored(pairs, arguments.problems)
+        figures["rescored"] = {"pairs": len(pairs), "problems_a_pair": arguments.problems, **found}
     if "over_optimisation" in arguments.parts and not arguments.quick:
         figures["over_optimisation"] = over_optimisation(pairs, arguments.train_problems)
     if not arguments.quick:

@@ -1,13 +1,14 @@
 """Weights that are trained here and sent to vLLM: how well the two agree afterwards, and what an update costs.
 
-    python benchmarks/weight_sync.py [--updates 20] [--forms in_process server] [--interpreter PYTHON]
+    python benchmarks/weight_sync.py [--updates 20] [--forms in_process server] [--cases tied_head adapters]
+                                     [--interpreter PYTHON]
 
 A small policy takes optimiser steps; after each its weights go to a vLLM that was started without any, which samples at
 temperature 0.8. Compared are the log-probabilities that vLLM gives its samples with those of a forward pass of the
 module under training. Needs vLLM in this environment for the form in_process, and for the form server in that of
 --interpreter (this one by default). Cases: all weights trained, with a tied head; adapters on a head of its own.
 
-Written to results/weight_sync.json:
+Written to results/weight_sync.json, where what other calls found stays:
 
 - weight_sync_max_logprob_error: largest difference of a token's log-probability after any update, over all cases.
 - by_case: for every form and case that maximum; stale_logprob_error, the least over updates of the largest difference
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import sys
 import tempfile
@@ -29,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _environment import write_result
+from _environment import RESULTS, write_result
 from torch import Tensor
 
 from prmkit.engines.config import HttpEngineConfig
@@ -38,6 +40,7 @@ from prmkit.engines.vllm import VLLMEngine
 from prmkit.engines.vllm_options import CPU_TRIAL
 from prmkit.engines.vllm_server import VLLMServer, vllm_version_of
 from prmkit.engines.weight_sync import SyncReport, iter_weights
+from prmkit.io import read_json
 from prmkit.models import LoraSpec, ModelSource, build_policy
 from prmkit.tasks.accumulator import AccumulatorTask
 from prmkit.types import Completion, GenerationRequest, SamplingParams
@@ -107,7 +110,7 @@ class Server:
     """vLLM as a server that is started here."""
 
     def __init__(self, folder: Path, interpreter: str) -> None:
-        self.server = VLLMServer(folder, BOUND, OPTIONS, interpreter=interpreter)
+        self.server = VLLMServer(folder, BOUND, OPTIONS, interpreter=interpreter, startup=1800)
         self.engine: Any = HTTPEngine(HttpEngineConfig(endpoints=[self.server.url]), BOUND)
 
     def update(self, model: Any, version: int) -> SyncReport:
@@ -169,19 +172,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--forms", nargs="+", choices=("in_process", "server"), default=["in_process", "server"])
+    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
     parser.add_argument("--interpreter", default=sys.executable)
-    parser.add_argument("--result", default="weight_sync")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     version = vllm_version_of(arguments.interpreter)
-    found = {}
-    for form in arguments.forms:
-        for case in CASES:
-            found[f"{form}/{case}"] = measure(form, case, arguments.updates, arguments.interpreter)
-            print(form, case, found[f"{form}/{case}"], flush=True)
-    worst = max(entry["max_logprob_error"] for entry in found.values())
-    figures = {"weight_sync_max_logprob_error": worst, "by_case": found}
-    print(write_result(arguments.result, figures, ("torch", "transformers"), vllm=version, dtype="float32"))
+    for form, case in itertools.product(arguments.forms, arguments.cases):
+        found = measure(form, case, arguments.updates, arguments.interpreter)
+        print(form, case, found, flush=True)
+        record(f"{form}/{case}", found, version)
+
+
+def record(name: str, found: dict[str, Any], version: str) -> None:
+    """Put an entry into the result file, beside those of other calls."""
+    path = RESULTS / "weight_sync.json"
+    before = read_json(path)["figures"]["by_case"] if path.is_file() else {}
+    entries = {**before, name: found}
+    worst = max(entry["max_logprob_error"] for entry in entries.values())
+    figures = {"weight_sync_max_logprob_error": worst, "by_case": entries}
+    print(write_result("weight_sync", figures, ("torch", "transformers"), vllm=version, dtype="float32"))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
+
+from prmkit.errors import PrmkitError
+from prmkit.losses import world_size
 
 __all__ = ["ExactResume", "repair_progress"]
 
@@ -39,6 +44,7 @@ class ExactResume(Callback):
             self._moment = repair_progress(loops)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _check_ranks(trainer)
         moment, self._moment = self._moment, None
         fit_loop = trainer.fit_loop
         loop = fit_loop.epoch_loop
@@ -57,6 +63,20 @@ class ExactResume(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A loop that had nothing left to do in its epoch would take the next one for the epoch it restarts.
         trainer.fit_loop.epoch_loop.restarting = False
+
+
+def _check_ranks(trainer: Trainer) -> None:
+    """Every rank looks for its checkpoint by itself, and folders may not look the same everywhere. Collective."""
+    if world_size() == 1:
+        return
+    steps = torch.tensor([trainer.global_step, -trainer.global_step], device=trainer.strategy.root_device)
+    dist.all_reduce(steps, dist.ReduceOp.MAX)
+    latest, earliest = int(steps[0]), -int(steps[1])
+    if latest != earliest:
+        raise PrmkitError(
+            f"--ckpt_path: the processes go on from different checkpoints, of steps {earliest} to {latest}. The folder "
+            f"of checkpoints has to be one that all machines see, and no other run may write into it."
+        )
 
 
 def repair_progress(loops: dict[str, Any]) -> str:

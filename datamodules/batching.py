@@ -39,12 +39,15 @@ class BatchConfig:
             than lines of files, whose sizes are not known for free.
         drop_last: leave out the rows that do not fill an optimiser step; others are left out in every epoch. When
             false, the last optimiser step of an epoch is smaller.
+        step_rows: rows of an optimiser step over all processes, checked and never adjusted: a run on another number of
+            processes is refused until rows or accumulation fit it. None checks nothing. Not with `max_tokens`.
     """
 
     rows: int | None = None
     max_tokens: int | None = None
     bucket: int = 8
     drop_last: bool = True
+    step_rows: int | None = None
 
     def __post_init__(self) -> None:
         if (self.rows is None) == (self.max_tokens is None):
@@ -54,10 +57,21 @@ class BatchConfig:
                 "an integer when batch.max_tokens is null, null when it is not",
                 f"batch.max_tokens is {self.max_tokens!r}.",
             )
-        for name in ("rows", "max_tokens", "bucket"):
+        for name in ("rows", "max_tokens", "bucket", "step_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"batch.{name}", value, "an integer of at least 1")
+        if self.step_rows is not None and self.rows is None:
+            raise ConfigError("batch.step_rows", self.step_rows, "null with batch.max_tokens, which fixes no rows")
+
+    def check_step(self, world: int, accumulate: int) -> None:
+        """Refuse processes and accumulation that do not make optimiser steps of `step_rows` rows (ConfigError)."""
+        if self.step_rows is None or self.rows is None or self.step_rows == self.rows * world * accumulate:
+            return
+        each, left = divmod(self.step_rows, self.rows * world)
+        made = f"{self.rows * world * accumulate}: data.batch.rows {self.rows} x {world} processes x {accumulate}"
+        remedy = f"Set trainer.accumulate_grad_batches to {each}." if not left and each else "Change data.batch.rows."
+        raise ConfigError("data.batch.step_rows", self.step_rows, f"{made} micro-batches", remedy)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from prmkit.rewards import RewardsConfig
 from prmkit.rollouts import Group
 from prmkit.types import Engine
 
-__all__ = ["Sampled", "SamplingAhead", "check_ahead"]
+__all__ = ["Sampled", "SamplingAhead", "check_ahead", "timed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,7 @@ class SamplingAhead:
         self._pending = _Pending(weights, position, version, result)
 
 
-def timed(
-    waves: Callable[[Engine, int], tuple[list[Group], list[Group], int]],
-) -> Sample:
+def timed(waves: Callable[[Engine, int], tuple[list[Group], list[Group], int]]) -> Sample:
     """A `Sample` from a function that samples."""
 
     def sample(engine: Engine, position: int, version: int) -> Sampled:

@@ -71,13 +71,15 @@ class Feeds(Generic[T]):
         self.train_loader: TrainLoader | None = None
         self._position: dict[str, Any] | None = None
 
-    def open(self, stage: str) -> None:
+    def open(self, stage: str, trainer: Any = None) -> None:
         """Open what a Lightning stage needs: missing files and the like show here, before any model is built.
 
         Raises:
             ConfigError: the stage has no sources.
             DataError: a source that cannot be used.
         """
+        if stage == "fit" and trainer is not None:
+            self._batch.check_step(trainer.world_size, int(trainer.accumulate_grad_batches))
         first, *others = _STAGES[stage]
         if not self._sources.get(first):
             raise ConfigError(f"data.{first}", [], f"at least one source, to {stage}")

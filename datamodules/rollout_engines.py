@@ -15,7 +15,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from prmkit.engines import HFEngine
 from prmkit.engines.vllm_options import VLLMOptions
@@ -101,7 +100,7 @@ class RolloutEngine(Protocol):
 
 
 def open_rollout_engine(
-    options: EngineOptions, model: nn.Module, bound_format: BoundStepFormat, device: torch.device, version: int
+    options: EngineOptions, model: Any, bound_format: BoundStepFormat, device: torch.device, version: int
 ) -> RolloutEngine:
     """The engine that options name. Collective.
 
@@ -110,7 +109,10 @@ def open_rollout_engine(
     """
     if options.kind == "hf":
         return _Plain(options, model, bound_format, device, version)
+    from prmkit.engines.weight_sync import check_names
+
     vllm = options.vllm or VLLMRollouts()
+    check_names(model)
     if vllm.interpreter is None:
         return _Colocated(vllm, model, bound_format)
     return _Served(vllm, model, bound_format)

@@ -67,7 +67,7 @@ class SFTDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the sources of a stage. Raises DataError for missing files, malformed first rows and empty data."""
-        self._feeds.open(stage)
+        self._feeds.open(stage, self.trainer)
 
     def train_dataloader(self) -> TrainLoader:
         if self._packing:

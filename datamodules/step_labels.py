@@ -76,7 +76,7 @@ class StepLabelDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the sources of a stage. Raises DataError for missing files, malformed first rows and empty data."""
-        self._feeds.open(stage)
+        self._feeds.open(stage, self.trainer)
 
     def train_dataloader(self) -> TrainLoader:
         return self._feeds.train(self.trainer, self._codec("train"))

@@ -38,7 +38,9 @@ class GRPO(OnlinePolicy):
     GRPO, GSPO, CISPO and RLOO. The loss of an optimiser step is divided once by its count over all micro-batches and
     ranks. Logs `train/...` an optimiser step (loss, policy_loss, kl, entropy, ratio, clipped_low, clipped_high,
     approximate_kl, importance_weight, importance_cut, generator_gap, generator_kl, lr, grad_norm), `rollout/...` an
-    iteration (reward and its parts, length, steps, no_signal, tokens_per_second, ...), and `val/pass_at_1`.
+    iteration (reward and its parts, length, steps, no_signal, tokens_per_second, ...), and `val/pass_at_1`. Where
+    advantages alone make the gradient, rows without any are counted and not computed: figures of an optimiser step are
+    then over the rows that were.
 
     Args:
         source: where the policy comes from; one that solves some problems already.

@@ -1,4 +1,4 @@
-"""Reading folders of shards that DeepSpeed wrote: what their pickles hold, the weights put together, the trainer's state.
+"""Reading folders of shards that DeepSpeed wrote: what is in the pickles, whole weights, the trainer's state.
 
 The shards are pickles, which can hold code. Before anything reads one, its list of names is scanned without running
 it: tensors, plain values and a few records of DeepSpeed pass.

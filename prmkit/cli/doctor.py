@@ -250,7 +250,8 @@ def run(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="prm doctor",
         description="What is installed against what is supported, which devices there are, which optional parts are "
-        "missing and how to get them. Ends with status 2 when a required part is missing or out of range.",
+        "missing and how to get them. Ends with status 2 when a required part is missing or out of range, or when an "
+        "endpoint does not answer.",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for results (default: %(default)s)")

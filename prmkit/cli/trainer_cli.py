@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from callbacks.checkpoint_io import AtomicCheckpointIO, newest_checkpoint
 from callbacks.exact_resume import ExactResume
 from callbacks.predictions import PredictionsWriter
-from callbacks.preemption import Preempted, Preemption
+from callbacks.preemption import REQUEUE, Preempted, Preemption
 from prmkit.checkpoints import read_sharded
 from prmkit.cli.fit import TERMINATED
 from prmkit.cli.overrides import parse_arguments
@@ -187,8 +187,8 @@ def run_trainer(cli: PrmCLI) -> int:
         keywords["return_predictions"] = False
     try:
         getattr(trainer, cli.command)(cli.model, **keywords)
-    except Preempted as stopped:
-        return TERMINATED if stopped.code is None else int(stopped.code)
+    except Preempted:
+        return REQUEUE
     except SIGTERMException:
         return TERMINATED
     except SystemExit:

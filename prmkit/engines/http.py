@@ -50,7 +50,8 @@ class HTTPEngineStats:
 class HTTPEngine:
     """Engine over HTTP; implements `prmkit.types.Engine`. A context manager, which closes the connections.
 
-    Making one contacts the endpoints: each must serve the model, take the prompt's ids, and honour a small request.
+    Making one contacts the endpoints and blocks until they have answered: each must serve the model, take the prompt's
+    ids, and honour a small request.
 
     Args:
         config: the servers.

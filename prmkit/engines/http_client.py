@@ -261,7 +261,7 @@ class HttpClient:
             await asyncio.sleep(self.config.probe_every * (0.75 + 0.5 * self._jitter.random()))
             try:
                 endpoint.reason = await self._probe_once(endpoint) or ""
-            except ConfigError as error:  # another model stands there now
+            except (ConfigError, EngineLostError) as error:  # another model or another kind of server is there now
                 if endpoint.reason != str(error):
                     logger.warning("%s stays out: %s", endpoint.url, error)
                 endpoint.reason = str(error)

@@ -13,17 +13,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
-import random
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prmkit.engines.driver import Driver, Job
 from prmkit.engines.stops import find_stop
-from prmkit.engines.vllm_options import VLLMOptions, engine_arguments, require_vllm
+from prmkit.engines.vllm_options import VLLMOptions
+from prmkit.engines.vllm_start import open_llm, tokenizer_folder
 from prmkit.errors import ConfigError, EngineLostError
 from prmkit.steps import BoundStepFormat
 from prmkit.types import Completion, FinishReason, GenerationRequest
@@ -33,10 +31,9 @@ if TYPE_CHECKING:
 
     from prmkit.engines.weight_sync import SyncReport
 
-__all__ = ["HOTTEST", "VLLMEngine", "VLLMStats", "open_llm", "open_vllm_engine"]
+__all__ = ["HOTTEST", "VLLMEngine", "VLLMStats", "open_vllm_engine"]
 
 HOTTEST = 2.0  # vLLM refuses higher temperatures
-_TRANSFER_MODULE = "prmkit.engines.vllm_transfer"
 
 
 @dataclass(slots=True)
@@ -86,7 +83,11 @@ class VLLMEngine:
         self._options, self._format = options, bound_format
         self._resources = contextlib.ExitStack()
         tokenizer = self._resources.enter_context(tokenizer_folder(bound_format))
-        self._llm = open_llm(model, tokenizer, options)
+        try:
+            self._llm = open_llm(model, tokenizer, options)
+        except BaseException:
+            self._resources.close()
+            raise
         self.stats = VLLMStats()
         self._worker = _Worker(self._llm.llm_engine, bound_format, self.stats)
         self._driver: Driver[GenerationRequest, list[Completion]] = Driver(self._worker)
@@ -173,10 +174,8 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Free what vLLM holds. Nothing may be asked afterwards."""
-        if self._resources is not None:
-            with contextlib.suppress(AttributeError):  # an engine that failed to start has no core
-                self._llm.llm_engine.engine_core.shutdown()
-            self._resources.close()
+        self._llm.llm_engine.engine_core.shutdown()
+        self._resources.close()
 
     def __enter__(self) -> VLLMEngine:
         return self
@@ -213,71 +212,6 @@ def open_vllm_engine(
         if name not in known:
             raise ConfigError(f"engine.vllm.{name}", options[name], ", ".join(sorted(known)))
     return VLLMEngine(folder, bound_format, VLLMOptions(**{"dtype": dtype, **options}), weight_version)
-
-
-def open_llm(model: str | Path, tokenizer: str | Path | None, options: VLLMOptions, **more: Any) -> Any:
-    """A `vllm.LLM` in this process.
-
-    Args:
-        model, tokenizer: folders.
-        options: see VLLMOptions.
-        more: further engine arguments.
-
-    Raises:
-        MissingDependencyError: vLLM is not installed, or its version is not supported.
-        ConfigError: vLLM refuses an option.
-    """
-    require_vllm()
-    # vLLM reads these when it starts its core; one in this process needs no copy of the weights elsewhere. It seeds
-    # the process's random generators, which are the trainer's.
-    with _environment({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **options.environment}), _random_state_kept():
-        import vllm
-
-        arguments = {**engine_arguments(options, model, tokenizer, _TRANSFER_MODULE), **more}
-        try:
-            return vllm.LLM(**arguments, disable_log_stats=True)
-        except (TypeError, ValueError) as error:  # argument names, and pydantic's errors of values
-            raise ConfigError("vllm", _shown(arguments), "engine arguments that vLLM takes", str(error)) from error
-
-
-@contextlib.contextmanager
-def tokenizer_folder(bound_format: BoundStepFormat) -> Iterator[Path]:
-    """A folder with the format's tokenizer alone. Beside a config.json some model types are read with another class of
-    tokenizer than the one that was saved, and stop strings would be looked for in other text."""
-    with tempfile.TemporaryDirectory(prefix="prmkit-tokenizer-") as folder:
-        bound_format.tokenizer.save_pretrained(folder)
-        yield Path(folder)
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables inside the block; those that are set already stay."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """The random generators of Python, numpy and torch are afterwards as they were."""
-    import numpy as np
-    import torch
-
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def _shown(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name not in ("model", "tokenizer")}
 
 
 class _LocalChannel:

@@ -45,7 +45,8 @@ class VLLMOptions:
     """How vLLM holds and runs a model.
 
     Attributes:
-        dtype: type of weights and activations; "auto" is the folder's own.
+        dtype: type of weights and activations. "auto" is what vLLM takes for the folder: half precision where the
+            folder says float32.
         tensor_parallel_size: GPUs that share one copy of the model, at least 1.
         max_model_len: ids of prompt and completion together at most; None is the model's context.
         max_num_seqs: samples decoded together at most, at least 1.
@@ -54,7 +55,6 @@ class VLLMOptions:
         enforce_eager: no CUDA graphs: starts faster, decodes slower.
         sleep: allow `sleep` and `wake`, which give memory back between rollouts. Needs a GPU.
         weight_updates: allow new weights while it runs (`prmkit.engines.weight_sync`).
-        lora_rank: largest rank of adapters that requests may name; None serves no adapters.
         extra: further engine arguments under vLLM's own names, e.g. {"max_num_batched_tokens": 8192}.
         environment: variables for vLLM, e.g. {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}.
     """
@@ -68,12 +68,11 @@ class VLLMOptions:
     enforce_eager: bool = False
     sleep: bool = False
     weight_updates: bool = False
-    lora_rank: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("tensor_parallel_size", "max_num_seqs", "max_model_len", "kv_cache_memory_bytes", "lora_rank"):
+        for name in ("tensor_parallel_size", "max_num_seqs", "max_model_len", "kv_cache_memory_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"vllm.{name}", value, "an integer of at least 1")
@@ -168,8 +167,6 @@ def engine_arguments(
             arguments[name] = getattr(options, name)
     if options.sleep:
         arguments["enable_sleep_mode"] = True
-    if options.lora_rank is not None:
-        arguments.update(enable_lora=True, max_lora_rank=options.lora_rank)
     if options.weight_updates:
         arguments["weight_transfer_config"] = {"backend": TRANSFER_BACKEND}
         arguments["worker_extension_cls"] = f"{transfer_module}.WorkerExtension"

@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prmkit.engines.vllm import tokenizer_folder
 from prmkit.engines.vllm_options import VLLMOptions, check_vllm_version, command_line, engine_arguments
+from prmkit.engines.vllm_start import tokenizer_folder
 from prmkit.errors import ConfigError, EngineLostError, MissingDependencyError
 from prmkit.steps import BoundStepFormat
 
@@ -100,6 +100,7 @@ class VLLMServer:
         vllm_version_of(self._interpreter)
         self._options, self._startup, self._port = options, startup, port
         self._resources = contextlib.ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
         try:
             tokenizer = self._resources.enter_context(tokenizer_folder(bound_format))
             path = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="prmkit-vllm-"))
@@ -168,8 +169,6 @@ class VLLMServer:
     def alive(self) -> bool:
         """Does the server's process run?"""
         return self._process is not None and self._process.poll() is None
-
-    _process: subprocess.Popen[bytes] | None = None
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> SyncReport:
         """Take new weights; see `weight_sync.send_weights`. After a failure the server is started again, with the

@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from prmkit.errors import ConfigError, EngineLostError, ServerError
 from prmkit.models.sharding import whole
@@ -214,26 +215,26 @@ def iter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def check_names(model: nn.Module, served: Iterable[str]) -> None:
-    """Refuse a module whose weights have other names than a checkpoint's; vLLM would load a part of them or none.
-
-    Args:
-        model: under training.
-        served: names in the folder that vLLM was started with (`tensor_shapes`).
+def check_names(model: PreTrainedModel) -> None:
+    """Refuse a model whose weights have other names or shapes than its checkpoints have; vLLM loads by those.
 
     Raises:
-        ConfigError: names that only one of the two has, tied weights aside.
+        ConfigError: transformers rewrites this architecture's weights when it loads them (experts put together, ...).
     """
-    adapted = dict(_adapted(model))
-    ours = {name for name, _ in _plain(model, adapted)}
-    ours |= {f"{name}.{own}" for name, layer in adapted.items() for own, _ in layer.base_layer.named_parameters()}
-    odd = sorted((ours ^ set(served)) - {"lm_head.weight"})
-    if odd:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    # A prefix is changed only where a checkpoint holds more than this model; what is sent is this model.
+    rewritten = [rule for rule in get_model_conversion_mapping(model, add_legacy=False) if not _is_prefix(rule)]
+    if rewritten:
         raise ConfigError(
-            "model", f"{len(odd)} weights with names of their own, e.g. {odd[0]}",
+            "model.source", f"{model.config.model_type}: {len(rewritten)} of its weights are rewritten on loading",
             "an architecture that transformers trains under the names of its checkpoints",
             "Generate with data.engine.kind = hf.",
         )  # fmt: skip
+
+
+def _is_prefix(rule: object) -> bool:
+    return type(rule).__name__ == "PrefixChange"
 
 
 def _divided(tensors: Iterable[Any]) -> list[Any]:

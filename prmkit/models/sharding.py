@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -22,11 +22,12 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def _divided(tensor: Tensor) -> bool:
-    return hasattr(tensor, "ds_id") and bool(cast(Any, tensor).ds_status.name != "AVAILABLE")
+    status = getattr(tensor, "ds_status", None)  # set by DeepSpeed
+    return status is not None and status.name != "AVAILABLE"
 
 
 def writes(module: nn.Module) -> bool:
-    """Whether this process has a module's weights to write: any where they are whole, else process 0."""
+    """Whether this process has a module's weights to write: any process where they are whole, else process 0."""
     return not is_sharded(module) or dist.get_rank() == 0
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from prmkit.engines.driver import Driver, Job
-from prmkit.engines.vllm import open_llm, tokenizer_folder
 from prmkit.engines.vllm_options import VLLMOptions
+from prmkit.engines.vllm_start import open_llm, tokenizer_folder
 from prmkit.errors import ConfigError, EngineLostError
 from prmkit.losses.prm import log_odds
 from prmkit.scoring.vllm_plan import PoolingPlan, plan_pooling

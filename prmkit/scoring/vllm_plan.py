@@ -62,19 +62,21 @@ class PoolingPlan:
         return [found[position] for position in encoded.positions]
 
 
-def plan_pooling(folder: str | Path, bound_format: BoundStepFormat) -> PoolingPlan:
+def plan_pooling(folder: str | Path, bound_format: BoundStepFormat, every_token: bool = False) -> PoolingPlan:
     """How vLLM serves the PRM of a folder.
 
     Args:
         folder: local model folder.
         bound_format: the PRM's step format in its tokenizer's ids.
+        every_token: logits at every token in any case, for a server whose readers take rows for tokens or for steps
+            and nothing else (the HTTP scorer); the tag may stand in a question, too.
     """
     folder = Path(folder)
     prm = bound_format.spec.prm
     architectures = read_json(folder / "config.json").get("architectures") or [""]
     architecture = str(architectures[0])
     shapes = tensor_shapes(folder)
-    tag = bound_format.tag_ids[-1] if prm.read == "tag" else None
+    tag = bound_format.tag_ids[-1] if prm.read == "tag" and not every_token else None
     pooler: dict[str, Any] = {"task": "token_classify"}
     pooler |= {"tok_pooling_type": "ALL"} if tag is None else {"tok_pooling_type": "STEP", "step_tag_id": tag}
     arguments: dict[str, Any] = {"runner": "pooling", "pooler_config": pooler}

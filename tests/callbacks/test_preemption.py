@@ -84,3 +84,18 @@ def newest(folder):
 def test_without_a_folder():
     with pytest.raises(ConfigError, match=r"preemption.signals.*SIGNO"):
         Preemption("folder", ["SIGNO"])
+
+
+def test_ranks_that_found_different_checkpoints_are_refused(fit, tmp_path):
+    """As when a folder is not shared: rank 1 starts afresh."""
+
+    class Alone(Callback):
+        def on_fit_start(self, trainer, module):
+            if trainer.global_rank == 1:
+                trainer._checkpoint_connector.restore_loops = lambda: None
+
+    options = {"devices": 2, "strategy": "ddp_fork"}
+    fit(tmp_path, **options)
+    path = min(tmp_path.iterdir(), key=lambda path: int(path.stem))
+    with pytest.raises(Exception, match="different checkpoints, of steps 0 to 1"):
+        fit(resume=path, callbacks=[Alone()], **options)

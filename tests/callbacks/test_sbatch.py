@@ -1,4 +1,4 @@
-"""The example of a SLURM job, with stand-ins for SLURM's commands: what it starts, and when it asks for another turn."""
+"""The example of a SLURM job, with stand-ins for SLURM's commands: what it starts, when it asks for another turn."""
 
 import os
 import subprocess

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from importlib.util import find_spec
 
 import pytest
 
@@ -18,6 +20,7 @@ from prmkit.cli.annotate import parser as annotate_parser
 from prmkit.cli.options import build, expand_servers
 from prmkit.errors import ConfigError
 from prmkit.io import read_json
+from prmkit.resources import find_config
 from prmkit.search.rows import read_rows
 
 TASK = ["--task", "accumulator", "--task_options", "{min_ops: 2, max_ops: 2, hard_share: 0.0}", "--limit", "8"]
@@ -47,14 +50,27 @@ class Served:
         return self.process.wait(60)
 
 
+def post(url, body):
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return json.loads(reply.read())
+
+
 @pytest.fixture(scope="module")
 def served(memorised_policy):
     """Both models on one server, that lives as long as the module's tests."""
     prm = ["--prm", str(memorised_policy), "--prm_name", "judge"]
     server = Served("--policy", str(memorised_policy), "--policy_name", "writer", *prm)
     yield server
-    if server.process.poll() is None:
-        assert server.end(signal.SIGTERM) == 0, "it ends in order"
+    body = {"model": "writer", "prompt": [5], "n": 500, "max_tokens": 40, "temperature": 10, "seed": 1}
+    replies = []
+    client = threading.Thread(target=lambda: replies.append(post(f"{server.url}/v1/completions", body)))
+    client.start()
+    while not json.loads(urllib.request.urlopen(f"{server.url}/health", timeout=60).read())["in_work"]:
+        time.sleep(0.01)
+    assert server.end(signal.SIGTERM) == 0, "it ends in order"
+    client.join(60)
+    assert len(replies[0]["choices"]) == 500, "what was in work is answered first"
 
 
 @pytest.fixture
@@ -145,6 +161,14 @@ def test_mistakes_end_in_one_line_before_work_begins(extra, message, served, mem
     assert message in error
 
 
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_vllm_that_is_not_installed(memorised_policy, tmp_path, capsys):
+    assert annotate(memorised_policy, tmp_path / "x.jsonl", "--engine", "vllm") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "is not installed" in error
+    assert "pip install" in error
+
+
 def test_servers_of_other_weights_are_noticed(served, memorised_policy, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(memorised_policy, other)
@@ -219,6 +243,14 @@ def test_endpoints_on_the_command_line_take_the_place_of_those_in_a_config(tmp_p
     values = annotate_parser().instantiate(annotate_parser().parse_args(arguments))
     assert (values["engine"].http.urls, values["engine"].http.model) == (("http://c",), "m")
     assert build(AnnotateConfig, values).policy == "p"
+
+
+def test_the_shipped_fragment_goes_behind_any_config():
+    files = ("configs/annotate/omegaprm.yaml", "configs/engine/http.yaml")
+    configs = [argument for name in files for argument in ("--config", str(find_config(name)))]
+    values = annotate_parser().instantiate(annotate_parser().parse_args([*configs, "--policy", "p", "--output", "o"]))
+    assert (values["engine"].kind, values["engine"].http.urls) == ("http", ("http://127.0.0.1:8000",))
+    assert (values["max_searches"], values["engine"].max_rows) == (100, 256)
 
 
 @pytest.mark.parametrize(

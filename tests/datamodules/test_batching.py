@@ -171,3 +171,14 @@ def test_too_little_data_and_too_long_rows():
         tokens_plan(20000, accumulate=4)
     with pytest.raises(DataError, match=r"more than batch\.max_tokens = 100"):
         tokens_plan(100)
+
+
+def test_rows_of_a_step_are_checked_against_the_processes():
+    config = BatchConfig(rows=4, step_rows=64)
+    config.check_step(world=8, accumulate=2)
+    with pytest.raises(ConfigError, match=r"got 64; accepted: 128.*Set trainer\.accumulate_grad_batches to 1"):
+        config.check_step(world=16, accumulate=2)
+    with pytest.raises(ConfigError, match=r"accepted: 24: .* 3 processes .*Change data\.batch\.rows"):
+        config.check_step(world=3, accumulate=2)
+    with pytest.raises(ConfigError, match="null with batch"):
+        BatchConfig(max_tokens=100, step_rows=64)

@@ -60,9 +60,12 @@ def test_one_iteration_old_and_no_older():
     assert ahead.samples[2:4] == still.samples[2:4]  # the second iteration's are the first weights' work, too
     assert ahead.samples[4:] != still.samples[4:]
     assert [f["rollout/staleness"] for f in ahead.figures] == [0.0, 0.0, 2.0, 2.0, 2.0, 2.0]
-    gaps = [f["train/generator_gap"] for f in ahead.figures]
-    assert max(gaps[:2]) < 1e-5 < 1e-3 < min(gaps[2:])
-    assert all(f["train/importance_weight"] != 1.0 for f in ahead.figures[2:])
+    first, later = ahead.figures[:2], ahead.figures[2:]
+    later = [f for f in later if f["train/generator_gap"] != 0.0]  # 0 where no row of a minibatch has an advantage
+    assert max(f["train/generator_gap"] for f in first) < 1e-5
+    assert len(later) >= 3
+    assert min(f["train/generator_gap"] for f in later) > 1e-3
+    assert all(f["train/importance_weight"] != 1.0 for f in later)
 
 
 def test_weights_that_stand_still_make_no_difference():

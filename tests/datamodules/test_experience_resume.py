@@ -154,18 +154,18 @@ def test_a_killed_process_goes_on(tmp_path):
     def written(root: Path) -> list[str]:
         return sorted(path.name for path in (root / "checkpoints").glob("*.ckpt"))
 
-    assert start(tmp_path / "whole").wait(300) == 0
+    assert start(tmp_path / "whole").wait(900) == 0
     assert len(written(tmp_path / "whole")) == 96
     for _ in range(10):
         process, before = start(tmp_path / "killed"), len(written(tmp_path / "killed"))
-        steps_more = draw.randint(1, 6)
+        steps_more = draw.randint(1, 4)
         while process.poll() is None and len(written(tmp_path / "killed")) < before + steps_more:
             time.sleep(0.005)
-        time.sleep(draw.uniform(0.0, 0.2))
+        time.sleep(draw.uniform(0.0, 0.05))
         assert process.poll() is None
         process.kill()
         process.wait()
-    assert start(tmp_path / "killed").wait(300) == 0
+    assert start(tmp_path / "killed").wait(900) == 0
     one, other = (load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     one, other = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("whole", "killed"))

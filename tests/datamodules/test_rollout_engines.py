@@ -1,5 +1,7 @@
 """Rollouts by vLLM follow the policy under training."""
 
+import sys
+
 import pytest
 from lightning.pytorch import Callback, Trainer
 
@@ -61,6 +63,15 @@ def fit(engine: EngineOptions, **source) -> Figures:
     trainer.fit(module, data)
     assert 1 <= trainer.callback_metrics["val/length"].item() <= 24
     return figures
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_server_of_the_run_follows_its_policy():
+    pytest.importorskip("vllm")
+    found = fit(EngineOptions("vllm", vllm=VLLMRollouts(CPU_TRIAL, interpreter=sys.executable, startup=1800)))
+    assert max(found.gaps) < 1e-4
+    assert found.versions == [{0}, {1}, {2}]
 
 
 @pytest.mark.vllm

@@ -192,7 +192,7 @@ def test_another_number_of_processes_goes_on(runs):
 
 @pytest.mark.slow
 def test_killed_while_shards_are_written(runs):
-    """One of two processes dies with half a shard written: the checkpoint of before is the newest, and is exact."""
+    """One of two processes dies with half a shard written: the checkpoint of before is the newest, and goes on."""
     (whole,) = runs.there(runs.job("whole", rows=2, strategy="zero3", save_at=2, checkpoint="a.ckpt"))
     killed = runs.job("killed", rows=2, strategy="zero3", save_at=4, checkpoint="b.ckpt", kill_in_save=True)
     assert runs.start(killed).returncode != 0

@@ -184,7 +184,7 @@ def test_vllm_has_what_is_used_of_it():
 
     from prmkit.engines.vllm_options import VLLMOptions, engine_arguments
 
-    every = replace(CPU_TRIAL, sleep=True, lora_rank=8, max_model_len=64)
+    every = replace(CPU_TRIAL, sleep=True, max_model_len=64)
     used = {
         vllm.SamplingParams: "n seed temperature top_p top_k max_tokens stop stop_token_ids ignore_eos detokenize "
         "skip_special_tokens spaces_between_special_tokens logprobs flat_logprobs output_kind",

@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prmkit.engines.vllm_options import CPU_TRIAL
+from prmkit.engines.vllm_server import VLLMServer
 from prmkit.errors import ConfigError, StepFormatError
 from prmkit.models import ModelSource, PRMModel, build_prm
 from prmkit.scoring import PRMScorer
+from prmkit.scoring.config import HttpScorerConfig
+from prmkit.scoring.http import HTTPScorer
 from prmkit.scoring.vllm import VLLMScorer
 from prmkit.scoring.vllm_plan import plan_pooling
 from prmkit.steps import EncodedSteps, PRMFormat, StepFormat
@@ -50,6 +53,9 @@ def test_reading_at_a_tag_takes_its_logits_only(tmp_path):
     assert plan.arguments["hf_overrides"] == {"classifier_from_token": ["-", "+"], "method": "no_post_processing"}
     # the tag stands behind the question, too
     assert plan.pick(EncodedSteps((7, tag, 8, tag, 9, 9, tag), (3, 6)), ["q", "a", "b"]) == ["a", "b"]
+    everywhere = plan_pooling(tmp_path, bound, every_token=True)
+    assert everywhere.arguments["pooler_config"] == {"task": "token_classify", "tok_pooling_type": "ALL"}
+    assert everywhere.pick(EncodedSteps((7, tag, 8, tag), (3,)), "abcd") == ["d"]
     with pytest.raises(StepFormatError, match="2 rows of logits for 3 places"):
         plan.pick(EncodedSteps((7, tag, 8, tag, 9, 9, tag), (3, 6)), ["q", "a"])
 
@@ -96,3 +102,23 @@ def test_scores_are_those_of_the_in_process_scorer(prm, tmp_path):
         with pytest.raises(ConfigError, match=r"score\.steps"):
             asyncio.run(scorer.score("1", ["2" * 300]))
         assert asyncio.run(scorer.score("1", [])).values == ()
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_server_scores_for_the_http_scorer(tmp_path):
+    pytest.importorskip("vllm")
+    bound = make_prm(TAG, tmp_path)
+    plan = plan_pooling(tmp_path, bound, every_token=True)
+    options = replace(CPU_TRIAL, weight_updates=False)
+    wanted = PRMScorer(PRMModel.from_pretrained(tmp_path))
+    with (
+        VLLMServer(tmp_path, bound, options, startup=1800, more=plan.arguments) as server,
+        HTTPScorer(HttpScorerConfig(endpoints=[server.url]), bound) as scorer,
+    ):
+        for number in range(4):
+            problem = TASK.problem("train", number)
+            steps = bound.split_text(problem.solution)
+            ours = asyncio.run(wanted.score(problem.question, steps))
+            theirs = asyncio.run(scorer.score(problem.question, steps))
+            assert theirs.values == pytest.approx(ours.values, abs=1e-4)

@@ -50,6 +50,20 @@ def test_beam_keeps_the_best(digit_policy, digit_scorer):
     assert {node.text for node in result.nodes if node.kept} == {"", "3", "2", "=9", "=8"}
 
 
+def test_equal_candidates_may_keep_their_places(step_policy):
+    """`b` is seldom written and scored a little too high. Merged, it gets as many samples as `a`; else as many places
+    as it was drawn, and `a` the rest of the 16."""
+    engine = step_policy(lambda _, lines: {"a": 0.9, "b": 0.1} if not lines else {f"{lines[0]}$": 1.0})
+    scorer = TableScorer(lambda _, steps: 0.9 if steps[0] == "a" else 0.95)
+    merged, _ = run(beam_search, engine, scorer, BeamParams(n=64, width=4))
+    assert Counter(map(lines_of, merged.traces)) == {"aa": 4, "bb": 4}
+    kept, budget = run(beam_search, engine, scorer, BeamParams(n=64, width=4, merge_equal=False))
+    (drawn,) = (node.count for node in children(kept, 0) if node.text == "b")
+    assert 0 < drawn < 16
+    assert Counter(map(lines_of, kept.traces)) == {"aa": 64 - 4 * drawn, "bb": 4 * drawn}
+    assert budget.spent.samples == 128
+
+
 TRAP = {"a": 0.9, "b": 0.6, "c": 0.1, "d": 0.8}
 
 

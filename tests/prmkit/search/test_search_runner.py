@@ -1,6 +1,7 @@
 """Whole searches: rows in order, several searches at once, failures of single problems, grading by class, resuming."""
 
 import asyncio
+import gc
 import threading
 from functools import partial
 
@@ -154,6 +155,22 @@ def test_defects_end_the_run(search, engine, tmp_path):
 
     with pytest.raises(KeyError):
         search(tmp_path / "x.jsonl", engine=ScriptedEngine(engine.format, defect))
+
+
+@pytest.mark.parametrize("before", [(700, 10, 10), (0, 10, 10), (200_000, 5, 5)])
+def test_the_cycle_collector_is_as_it_was_before(search, engine, tmp_path, before):
+    """Less often during the run, never more often, and not at all where it was off."""
+    usual, seen = gc.get_threshold(), []
+    gc.set_threshold(*before)
+    try:
+        search(tmp_path / "a.jsonl", on_row=lambda _: seen.append(gc.get_threshold()))
+        with pytest.raises(ZeroDivisionError):
+            search(tmp_path / "b.jsonl", engine=ScriptedEngine(engine.format, lambda *_: 1 / 0))
+    finally:
+        after = gc.get_threshold()
+        gc.set_threshold(*usual)
+    assert after == before
+    assert set(seen) == {(0 if before[0] == 0 else max(before[0], 100_000), *before[1:])}
 
 
 def test_in_flight_is_bounded(search, engine, tmp_path):
