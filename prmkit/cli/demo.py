@@ -1,9 +1,10 @@
 """`prm demo`: once around the loop on built-in data, from random weights to PRM-guided best-of-N and a better policy.
 
-Six stages, each a process of its own that is skipped when it is complete and continued when it was interrupted: SFT
-fit; annotation; PRM fit and GRPO fit; search with the first policy and with the improved one. Stages that do not need
-each other run at the same time, each on one thread, so that the figures do not depend on the number of cores. What they
-leave is gathered in `summary.json` and one picture.
+Seven stages, each a process of its own that is skipped when it is complete and continued when it was interrupted: SFT
+fit; annotation; PRM fit and GRPO fit; publication of the pair in the run's own registry; search with the pair pulled
+from there, and with the improved policy under its PRM. Stages that do not need each other run at the same time, each on
+one thread, so that the figures do not depend on the number of cores. What they leave is gathered in `summary.json` and
+one picture.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ _EPILOG = """examples:
 Interrupted at any moment and started again it goes on where it was, and ends with the same figures."""
 
 PICTURE = "accuracy_vs_budget.png"
+PAIR = "demo"
 _JOBS = ("sft", "annotate", "prm", "grpo", "search")
 _STAGE_NAMES = {"sft": "policy (SFT)", "annotate": "annotation", "prm": "PRM beside GRPO", "search": "best-of-N"}
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -72,10 +73,13 @@ def stages(output: Path, config: str, seed: int) -> list[list[Stage]]:
     configs = {kind: find_config(f"configs/{kind}/{config}.yaml") for kind in _JOBS}
     policy, annotations = output / "sft" / "policy", output / "annotate" / "annotations.jsonl"
     model, improved = output / "prm" / "model", output / "grpo" / "policy"
+    registry, published = ("--registry", output / "registry"), output / "publish" / "published.json"
+    environment = {"OMP_NUM_THREADS": "1", "PRMKIT_CACHE": str(output / "cache")}
 
     def stage(name: str, kind: str, command: Sequence[object], outputs: Sequence[Path], *inputs: Path) -> Stage:
         argv = (sys.executable, "-m", "prmkit.cli", *map(str, command))
-        return Stage(name, argv, output / name, tuple(outputs), (configs[kind], *inputs), environment=_ENVIRONMENT)
+        read = (configs[kind], *inputs) if kind in configs else inputs
+        return Stage(name, argv, output / name, tuple(outputs), read, environment=environment)
 
     def fit(kind: str, made: Path, *inputs: Path) -> Stage:
         # a config finds what earlier stages left in the folders beside its own
@@ -84,16 +88,17 @@ def stages(output: Path, config: str, seed: int) -> list[list[Stage]]:
 
     def search(name: str, solver: Path, *options: object) -> Stage:
         made = [output / name / file for file in ("rows.jsonl", "summary.json", PICTURE)]
-        models = ("--policy", solver, "--prm", model, "--output", output / name, "--seed", seed)
-        command = ("search", "--config", configs["search"], *models, *options)
-        return stage(name, "search", command, made, solver, model)
+        command = ("search", "--config", configs["search"], "--pair", f"{PAIR}@latest", *registry, *options)
+        return stage(name, "search", (*command, "--output", output / name, "--seed", seed), made, solver, model)
 
+    publish = ("pairs", "publish", PAIR, "--policy", policy, "--prm", model, "--once", *registry, "--seed", seed)
     annotate = ("annotate", "--config", configs["annotate"], "--policy", policy, "--output", annotations)
     return [
         [fit("sft", policy)],
         [stage("annotate", "annotate", (*annotate, "--seed", seed), (annotations,), policy)],
         [fit("prm", model, policy, annotations), fit("grpo", improved, policy)],
-        [search("search", policy), search("improved", improved, "--n", 4)],
+        [stage("publish", "publish", (*publish, "--report", published), (published,), policy, model)],
+        [search("search", policy), search("improved", improved, "--policy", improved, "--n", 4)],
     ]
 
 
@@ -145,5 +150,6 @@ def _report(summary: dict[str, Any], output: Path) -> None:
         f"greedy {before['greedy']:.3f} and {after['greedy']:.3f}\n"
         f"{seconds['total']:.0f} s: {times}\n"
         f"{output / 'summary.json'}   every figure\n"
-        f"{output / PICTURE}   accuracy against budget"
+        f"{output / PICTURE}   accuracy against budget\n"
+        f"{output / 'registry'}   the pair {PAIR}@1: prm pairs show {PAIR} --registry {output / 'registry'}"
     )
