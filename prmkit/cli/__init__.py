@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ __all__ = ["COMMANDS", "Command", "main"]
 
 USER_ERROR = 2
 INTERRUPTED = 130
+OUTPUT_CLOSED = 128 + 13  # as a program that SIGPIPE ends, in `prm ... | head`
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments or os.environ.get("PRMKIT_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
     except PrmkitError as error:
         if debug:
             traceback.print_exc()
@@ -86,8 +90,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        return OUTPUT_CLOSED
     except SystemExit as stop:  # argparse ends `--help` and usage errors this way
         return _status(stop.code)
+
+
+def _reader_has_gone() -> bool:
+    """Is standard output a pipe that nobody reads any more? Then nothing more is written there."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), select.POLLOUT)
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _status(code: str | int | None) -> int:

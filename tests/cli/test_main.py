@@ -94,3 +94,14 @@ def test_other_endings(raising, capsys):
     raising("raise ZeroDivisionError('a defect')")
     with pytest.raises(ZeroDivisionError):
         main(["doctor"])
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["annotate", "--help"]])
+def test_a_reader_that_stops_reading(argv):
+    """`prm ... | head -1`: no traceback, and the status of a program that SIGPIPE ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prmkit.cli", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
