@@ -33,11 +33,14 @@ log = logging.getLogger(__name__)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for Lightning's advertisement of other software at every start."""
-    return "litlogger" not in record.getMessage()
+    """False for Lightning's advertisement of other software at every start, and for what DeepSpeed, where it is
+    installed, says of a machine without a GPU when accelerate imports it."""
+    message = record.getMessage()
+    return "litlogger" not in message and "Setting accelerator to CPU" not in message
 
 
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+for _name in ("lightning.pytorch.utilities.rank_zero", "DeepSpeed"):
+    logging.getLogger(_name).addFilter(_is_news)
 # Lightning's own use of torch, at every start and nothing that a user could change.
 warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
 # The data modules keep the loaders' positions themselves.
