@@ -21,6 +21,7 @@ from prmkit.cli.options import (
     expand_servers,
     make_parser,
     peek,
+    print_help,
     wants_help,
 )
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
@@ -161,9 +162,7 @@ def run(argv: list[str]) -> int:
     parse = parser(method)
     if wants_help(argv):
         methods = "\n".join(f"  {name:15}{entry.summary}" for name, entry in METHODS.items())
-        print(
-            f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{SERVER_FLAGS}{PAIR_HELP}\n{EXAMPLES.format(methods=methods)}"
-        )
+        print_help(parse, SUMMARY, SERVER_FLAGS, PAIR_HELP, "\n", EXAMPLES.format(methods=methods))
         return 0
     with user_errors("prm annotate", parse):
         values = parse.instantiate(parse.parse_args(arguments))

@@ -20,7 +20,7 @@ from prmkit.annotation.formats import (
     write_records,
 )
 from prmkit.annotation.records import StepLabels
-from prmkit.cli.options import build, make_parser, wants_help
+from prmkit.cli.options import build, make_parser, print_help, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.progress import ProgressLine
 from prmkit.errors import ConfigError, DataError
@@ -87,7 +87,7 @@ def run_convert(argv: list[str]) -> int:
     """Run `prm annotate --convert ...`; returns its exit status."""
     parse = parser()
     if wants_help(argv):
-        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES}")
+        print_help(parse, SUMMARY, EXAMPLES)
         return 0
     arguments, _ = expand_configs(argv)
     with user_errors("prm annotate --convert", parse):

@@ -8,7 +8,7 @@ from typing import Any
 
 from prmkit.annotation.judge import JudgePrompt, verdicts_path
 from prmkit.cli.loading import load_engine, load_scorer, model_identity, resolve_model
-from prmkit.cli.options import EngineConfig, ScorerConfig, build, expand_servers, make_parser, wants_help
+from prmkit.cli.options import EngineConfig, ScorerConfig, build, expand_servers, make_parser, print_help, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError
 from prmkit.types import SamplingParams
@@ -73,7 +73,7 @@ def run_judge_command(argv: list[str]) -> int:
     parse = parser()
     parse.set_defaults({"sampling.temperature": 0.0, "sampling.max_tokens": 2048})
     if wants_help(argv):
-        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES}")
+        print_help(parse, SUMMARY, EXAMPLES)
         return 0
     arguments, _ = expand_configs(expand_servers(argv))
     with user_errors("prm annotate --judge", parse):

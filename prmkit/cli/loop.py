@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prmkit.cli.options import build, make_parser, wants_help
+from prmkit.cli.options import build, make_parser, print_help, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.loop.config import LoopConfig
 
@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     if argv[:1] == ["status"]:
         return _status(argv[1:])
     if not argv or wants_help(argv):
-        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parser().format_help()}{EXAMPLES}")
+        print_help(parser(), SUMMARY, EXAMPLES)
         return 0
     config = parse(argv)
     from prmkit.cli.loop_run import Loop

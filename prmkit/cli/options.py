@@ -25,6 +25,7 @@ __all__ = [
     "expand_servers",
     "make_parser",
     "peek",
+    "print_help",
     "wants_help",
 ]
 
@@ -120,6 +121,11 @@ def expand_servers(argv: Sequence[str]) -> list[str]:
             arguments.append(f"--{where}.kind=http")
         arguments.append(f"--{where}.http.endpoints={json.dumps(found)}")
     return arguments
+
+
+def print_help(parser: Any, summary: str, *more: str) -> None:
+    """Print what a command does, its options, and what is to be said behind them."""
+    print(f"{summary[0].upper()}{summary[1:]}.\n\n{parser.format_help()}{''.join(more)}")
 
 
 def wants_help(argv: Sequence[str]) -> bool:

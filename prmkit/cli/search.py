@@ -24,6 +24,7 @@ from prmkit.cli.options import (
     expand_servers,
     make_parser,
     peek,
+    print_help,
     wants_help,
 )
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
@@ -290,9 +291,7 @@ def run(argv: list[str]) -> int:
     parse = parser(names)
     if wants_help(argv):
         methods = "\n".join(f"  {name:17}{entry.summary}" for name, entry in METHODS.items())
-        print(
-            f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{SERVER_FLAGS}{PRM_FLAGS}{PAIR_HELP}\n{EXAMPLES.format(methods=methods)}"
-        )
+        print_help(parse, SUMMARY, SERVER_FLAGS, PRM_FLAGS, PAIR_HELP, "\n", EXAMPLES.format(methods=methods))
         return 0
     with user_errors("prm search", parse):
         values = parse.instantiate(parse.parse_args(arguments))

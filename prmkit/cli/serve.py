@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prmkit.cli.loading import fingerprint, load_engine, load_scorer, resolve_model
-from prmkit.cli.options import EngineConfig, ScorerConfig, build, make_parser, wants_help
+from prmkit.cli.options import EngineConfig, ScorerConfig, build, make_parser, print_help, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError
 
@@ -84,7 +84,7 @@ def run(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     parse = parser()
     if wants_help(argv):
-        print(f"{SUMMARY[0].upper()}{SUMMARY[1:]}.\n\n{parse.format_help()}{EXAMPLES}")
+        print_help(parse, SUMMARY, EXAMPLES)
         return 0
     arguments, _ = expand_configs(argv)
     with user_errors("prm serve", parse):

@@ -10,11 +10,9 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 
 from prmkit.engines.config import HttpEngineConfig
-from prmkit.engines.endpoints import Endpoint
-from prmkit.engines.http_client import ClientStats, HttpClient, Reply, Unanswered
+from prmkit.engines.http_client import HttpClient, OverHTTP, Reply, Unanswered
 from prmkit.engines.http_protocol import Asked, Sampled, ask_for, completion_of, read_choices
 from prmkit.engines.served import Served, ask_served
 from prmkit.errors import ConfigError, EngineLostError, ServerError
@@ -47,7 +45,7 @@ class HTTPEngineStats:
     cached_tokens: int = 0
 
 
-class HTTPEngine:
+class HTTPEngine(OverHTTP):
     """Engine over HTTP; implements `prmkit.types.Engine`. A context manager, which closes the connections.
 
     Making one contacts the endpoints and blocks until they have answered: each must serve the model, take the prompt's
@@ -84,8 +82,7 @@ class HTTPEngine:
         self._raw = False
         self._served: Served | None = None
         self.stats = HTTPEngineStats()
-        self._client = HttpClient(config, self._probe)
-        self._client.open()
+        super().__init__(config, self._probe)
         assert self._served is not None
         self.served: Served = self._served
         told = self.served.weight_version or 0
@@ -103,27 +100,6 @@ class HTTPEngine:
     def weight_version(self, version: int) -> None:
         """Say that the servers have other weights now; nothing may be in flight."""
         self._weight_version = version
-
-    @property
-    def client_stats(self) -> ClientStats:
-        return self._client.stats
-
-    @property
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """The endpoints, and how they do."""
-        return self._client.endpoints
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._client.close()
-
-    def __enter__(self) -> HTTPEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     async def generate(self, request: GenerationRequest) -> list[Completion]:
         """`request.n` completions, in sample order.

@@ -16,7 +16,8 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import aiohttp
 
@@ -25,7 +26,7 @@ from prmkit.engines.config import HttpConfig
 from prmkit.engines.endpoints import Endpoint, EndpointPool
 from prmkit.errors import ConfigError, EngineLostError, ServerError
 
-__all__ = ["ClientStats", "HttpClient", "Probe", "Reply", "Unanswered"]
+__all__ = ["ClientStats", "HttpClient", "OverHTTP", "Probe", "Reply", "Unanswered"]
 
 logger = logging.getLogger(__name__)
 
@@ -268,6 +269,44 @@ class HttpClient:
             if not endpoint.reason:
                 self._pool.bring_back(endpoint)
                 return
+
+
+class OverHTTP:
+    """What an engine and a scorer on the other side of HTTP have in common: they are context managers, which close the
+    connections.
+
+    Args:
+        config, probe: see `HttpClient`. Every endpoint is probed at once.
+
+    Raises:
+        ConfigError, EngineLostError: see `HttpClient.open`.
+    """
+
+    def __init__(self, config: HttpConfig, probe: Probe) -> None:
+        self._client = HttpClient(config, probe)
+        self._client.open()
+
+    @property
+    def client_stats(self) -> ClientStats:
+        """Counters of requests."""
+        return self._client.stats
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The endpoints, and how they do."""
+        return self._client.endpoints
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:

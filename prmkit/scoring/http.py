@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, NoReturn
 
-from prmkit.engines.endpoints import Endpoint
-from prmkit.engines.http_client import ClientStats, HttpClient
+from prmkit.engines.http_client import HttpClient, OverHTTP
 from prmkit.engines.served import Served, ask_served
 from prmkit.errors import ConfigError, EngineLostError, ServerError
 from prmkit.scoring.config import HttpScorerConfig
@@ -39,7 +37,7 @@ class HTTPScorerStats:
     encoded_tokens: int = 0
 
 
-class HTTPScorer:
+class HTTPScorer(OverHTTP):
     """Scorer over HTTP; implements `prmkit.types.StepScorer`. A context manager, which closes the connections.
 
     Making one contacts the endpoints: each must serve the model and score a small input.
@@ -62,8 +60,7 @@ class HTTPScorer:
         self._format = bound_format
         self._served: Served | None = None
         self.stats = HTTPScorerStats()
-        self._client = HttpClient(config, self._probe)
-        self._client.open()
+        super().__init__(config, self._probe)
         assert self._served is not None
         self.served: Served = self._served
 
@@ -71,27 +68,6 @@ class HTTPScorer:
     def format(self) -> BoundStepFormat:
         """The PRM's step format in its tokenizer's ids."""
         return self._format
-
-    @property
-    def client_stats(self) -> ClientStats:
-        return self._client.stats
-
-    @property
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """The endpoints, and how they do."""
-        return self._client.endpoints
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._client.close()
-
-    def __enter__(self) -> HTTPScorer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     async def score(self, question: str, steps: Sequence[str]) -> StepScores:
         """One score in [0, 1] for every step, each given the steps before it.
