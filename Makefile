@@ -33,7 +33,8 @@ test-slow: setup ## the tests marked slow
 	$(BIN)/python -m pytest -m "slow and not vllm" -q
 
 test-vllm: $(VLLM_VENV)/.ready ## the tests marked vllm, in an environment of their own, on CPUs
-	OMP_NUM_THREADS=1 TORCH_COMPILE_DISABLE=1 VLLM_LOGGING_LEVEL=ERROR $(VLLM_VENV)/bin/python -m pytest -q -m vllm
+	OMP_NUM_THREADS=1 TORCH_COMPILE_DISABLE=1 VLLM_LOGGING_LEVEL=ERROR $(VLLM_VENV)/bin/python -m pytest -q -m vllm \
+		tests/prmkit/engines tests/prmkit/scoring tests/datamodules
 
 $(VLLM_VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
