@@ -156,14 +156,13 @@ def run(argv: list[str]) -> int:
 
         return run_judge_command(argv)
     arguments, _ = expand_configs(expand_servers(argv))
-    if not wants_help(argv):
-        arguments = with_pair(arguments, {"policy": "--policy"}, "--policy_name")
     method = peek(arguments, "method", AnnotateConfig.method)
     parse = parser(method)
     if wants_help(argv):
         methods = "\n".join(f"  {name:15}{entry.summary}" for name, entry in METHODS.items())
         print_help(parse, SUMMARY, SERVER_FLAGS, PAIR_HELP, "\n", EXAMPLES.format(methods=methods))
         return 0
+    arguments = with_pair(arguments, {"policy": "--policy"}, "--policy_name")
     with user_errors("prm annotate", parse):
         values = parse.instantiate(parse.parse_args(arguments))
         config, source = build(AnnotateConfig, values), build(ProblemSource, values)

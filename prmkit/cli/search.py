@@ -285,14 +285,13 @@ def parser(names: Sequence[str] | None = None) -> Any:
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     arguments, _ = expand_configs(expand_servers(_gathered([_underscored(argument) for argument in argv])))
-    if not wants_help(argv):
-        arguments = with_pair(arguments, {"policy": "--policy", "prm": "--prm"})
     names = method_list(peek(arguments, "method", PLAIN))
     parse = parser(names)
     if wants_help(argv):
         methods = "\n".join(f"  {name:17}{entry.summary}" for name, entry in METHODS.items())
         print_help(parse, SUMMARY, SERVER_FLAGS, PRM_FLAGS, PAIR_HELP, "\n", EXAMPLES.format(methods=methods))
         return 0
+    arguments = with_pair(arguments, {"policy": "--policy", "prm": "--prm"})
     with user_errors("prm search", parse):
         values = parse.instantiate(parse.parse_args(arguments))
         job = _prepare(values, names)

@@ -186,8 +186,7 @@ def run_search(
 
     numbers = iter(range(output.chunks, -(-len(problems) // params.chunk)))
     work = _Work(problems, _several(searchers), params, on_row)
-    with _patient_collector():
-        asyncio.run(work.run(lambda: next(numbers, None), write))
+    asyncio.run(work.run(lambda: next(numbers, None), write))
     output.finish(seconds())
     return float(output.state["seconds"])
 
@@ -243,8 +242,7 @@ def search_all(
     found: list[SearchRow] = []
     numbers = iter(range(-(-len(problems) // params.chunk)))
     work = _Work(problems, _several(searchers), params, on_row)
-    with _patient_collector():
-        asyncio.run(work.run(lambda: next(numbers, None), lambda _, rows: found.extend(rows)))
+    asyncio.run(work.run(lambda: next(numbers, None), lambda _, rows: found.extend(rows)))
     return found
 
 
@@ -295,7 +293,8 @@ class _Work:
             write(number, rows)
 
         ahead = 1 + -(-self._params.in_flight // (self._params.chunk * len(self._searchers)))
-        await work_through(take, self._begin, end, ahead=ahead, complete=complete)
+        with _patient_collector():
+            await work_through(take, self._begin, end, ahead=ahead, complete=complete)
 
     def _begin(self, number: int) -> list[asyncio.Task[SearchRow]]:
         part = self._problems[number * self._params.chunk : (number + 1) * self._params.chunk]

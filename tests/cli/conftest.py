@@ -1,5 +1,11 @@
 """A tiny policy that has learned a few problems by heart, so that commands have something true to work on."""
 
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
 import pytest
 
 
@@ -47,3 +53,55 @@ def memorised_policy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memorised") / "policy"
     save_policy(model.eval(), tokenizer, task.step_format, folder)
     return folder
+
+
+def wait_for_orphans(run: Path) -> None:
+    """A stage's process is killed with its parent, but not in the same instant."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        alive = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, check=False).stdout
+        if not alive.strip():
+            return
+        time.sleep(0.1)
+    raise AssertionError("a stage outlived its killed parent")
+
+
+@pytest.fixture
+def killed_at_random():
+    """Runs a command of stages again and again until it is complete, and kills its first `kills` processes at moments
+    between `waits` seconds."""
+
+    def run(command, folder, complete, *, kills, waits, seed, timeout, env):
+        rng = random.Random(seed)
+        while not complete():
+            process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            if kills > 0:
+                time.sleep(rng.uniform(*waits))
+                process.send_signal(signal.SIGKILL)
+                kills -= 1
+            _, errors = process.communicate(timeout=timeout)
+            assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+            wait_for_orphans(folder)
+
+    return run
+
+
+@pytest.fixture
+def killed_at_rows():
+    """Runs a command once for every target, killed as soon as its file has that many rows; the last one ends well."""
+
+    def run(command, rows, targets):
+        kills = 0
+        for target in targets:
+            process = subprocess.Popen(command)
+            while process.poll() is None:
+                if rows.exists() and rows.read_bytes().count(b"\n") >= target:
+                    process.kill()
+                    kills += 1
+                    break
+                time.sleep(0.002)
+            process.wait()
+        assert process.returncode == 0
+        assert kills > 0
+
+    return run

@@ -1,12 +1,8 @@
 """`prm search` from arguments to files, with a real (tiny) policy that serves as its own untrained PRM."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 
@@ -97,22 +93,12 @@ def test_other_settings_are_refused(search, capsys):
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(search, memorised_policy, tmp_path):
+def test_killed_again_and_again(search, memorised_policy, tmp_path, killed_at_rows):
     search(output="whole")
     command = [sys.executable, "-m", "prmkit.cli", "search", "--policy", str(memorised_policy), "--prm"]
     command += [str(memorised_policy), "--output", str(tmp_path / "cut"), *OPTIONS]
-    rows, kills = tmp_path / "cut" / "rows.jsonl", 0
-    for target in (1, 4, 7, 99):
-        process = subprocess.Popen(command)
-        while process.poll() is None:
-            if rows.exists() and rows.read_bytes().count(b"\n") >= target:
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.002)
-        process.wait()
-    assert process.returncode == 0
-    assert kills > 0
+    rows = tmp_path / "cut" / "rows.jsonl"
+    killed_at_rows(command, rows, (1, 4, 7, 99))
     assert rows.read_bytes() == (tmp_path / "whole" / "rows.jsonl").read_bytes()
     summaries = [read_json(tmp_path / name / "summary.json") for name in ("whole", "cut")]
     assert summaries[0]["figures"] == summaries[1]["figures"]

@@ -1,11 +1,7 @@
 """`prm search` over several methods and budgets: equal limits, every token counted, resumed without paying twice."""
 
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -183,23 +179,13 @@ def test_every_method_but_one_solution_has_a_config():
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(search, memorised_policy, tmp_path):
+def test_killed_again_and_again(search, memorised_policy, tmp_path, killed_at_rows):
     extra = ["--method", "best_of_n,beam_search,mcts", "--budgets", "2,4"]
     search(*extra, output="whole")
     command = [sys.executable, "-m", "prmkit.cli", "search", "--policy", str(memorised_policy), "--prm"]
     command += [str(memorised_policy), "--output", str(tmp_path / "cut"), *OPTIONS, *extra]
-    rows, kills = tmp_path / "cut" / "rows.jsonl", 0
-    for target in (7, 21, 999):
-        process = subprocess.Popen(command)
-        while process.poll() is None:
-            if rows.exists() and rows.read_bytes().count(b"\n") >= target:
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.002)
-        process.wait()
-    assert process.returncode == 0
-    assert kills > 0
+    rows = tmp_path / "cut" / "rows.jsonl"
+    killed_at_rows(command, rows, (7, 21, 999))
     assert rows.read_bytes() == (tmp_path / "whole" / "rows.jsonl").read_bytes()
     summaries = [read_json(tmp_path / name / "summary.json") for name in ("whole", "cut")]
     assert summaries[0]["figures"] == summaries[1]["figures"]

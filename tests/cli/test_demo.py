@@ -1,12 +1,8 @@
 """The demo as a user meets it: from nothing to a summary, killed anywhere, started again."""
 
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
@@ -29,33 +25,20 @@ def test_stages_hand_on_what_they_make(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_demo_ends_with_the_same_figures(tmp_path):
+def test_a_killed_demo_ends_with_the_same_figures(tmp_path, killed_at_random):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     subprocess.run([*COMMAND, str(undisturbed)], check=True, env=ENVIRONMENT, capture_output=True)
     expected = read_json(undisturbed / "summary.json")
-    rng, kills = random.Random(0), 0
-    while not (killed / "summary.json").exists():
-        process = subprocess.Popen(
-            [*COMMAND, str(killed)], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        if kills < 6:
-            time.sleep(rng.uniform(4.0, 20.0))
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-        wait_for_orphans(killed)
+    killed_at_random(
+        [*COMMAND, str(killed)],
+        killed,
+        (killed / "summary.json").exists,
+        kills=6,
+        waits=(4.0, 20.0),
+        seed=0,
+        timeout=600,
+        env=ENVIRONMENT,
+    )
     found = read_json(killed / "summary.json")
     for key in ("seed", "tokens", "annotation", "figures"):
         assert found[key] == expected[key], key
-
-
-def wait_for_orphans(run: Path) -> None:
-    """A stage's process is killed with its parent, but not in the same instant."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        alive = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, check=False).stdout
-        if not alive.strip():
-            return
-        time.sleep(0.1)
-    raise AssertionError("a stage outlived its killed parent")

@@ -2,12 +2,9 @@
 
 import hashlib
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,23 +48,18 @@ def test_what_it_leaves(undisturbed):
     assert second.recipe.commands[0][:4] == ("prm", "pairs", "pull", "quick@1")
 
 
-def test_a_killed_loop_ends_with_the_same_pair(undisturbed, tmp_path):
-    rng, kills = random.Random(1), 0
-    while (
-        not (tmp_path / "run" / "summary.json").exists()
-        or len(read_json(tmp_path / "run/summary.json")["iterations"]) < 2
-    ):
-        process = subprocess.Popen(
-            command(tmp_path / "run", tmp_path / "registry"),
-            env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        if kills < 8:
-            time.sleep(rng.uniform(5.0, 25.0))
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        _, errors = process.communicate(timeout=1200)
-        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-        wait_for_orphans(tmp_path / "run")
+def test_a_killed_loop_ends_with_the_same_pair(undisturbed, tmp_path, killed_at_random):
+    summary = tmp_path / "run" / "summary.json"
+    killed_at_random(
+        command(tmp_path / "run", tmp_path / "registry"),
+        tmp_path / "run",
+        lambda: summary.exists() and len(read_json(summary)["iterations"]) >= 2,
+        kills=8,
+        waits=(5.0, 25.0),
+        seed=1,
+        timeout=1200,
+        env=ENVIRONMENT,
+    )
     for version in ("quick@1", "quick@2"):
         expected = Registry(undisturbed / "registry").manifest(version)
         found = Registry(tmp_path / "registry").manifest(version)
@@ -107,14 +99,3 @@ def test_the_recipe_makes_the_same_pair_again(undisturbed, tmp_path):
             content = (folder / file.path).read_bytes()
             assert len(content) == file.size, file.path
             assert hashlib.sha256(content).hexdigest() == file.sha256, file.path
-
-
-def wait_for_orphans(run: Path) -> None:
-    """A stage's process is killed with its parent, but not in the same instant."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        alive = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, check=False).stdout
-        if not alive.strip():
-            return
-        time.sleep(0.1)
-    raise AssertionError("a stage outlived its killed parent")

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prmkit.engines import HFEngine
 from prmkit.engines.contract import ENGINE_CHECKS
@@ -38,23 +37,6 @@ def test_without_vllm_the_remedy_is_named():
 def test_an_unknown_option_is_named():
     with pytest.raises(ConfigError, match=r"engine\.vllm\.memory: got 3; accepted: .*gpu_memory_utilization"):
         open_vllm_engine("nowhere", BOUND, {"memory": 3}, dtype="float32", logprobs=True, weight_version=0)
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(BOUND.tokenizer),
-        hidden_size=128,  # vLLM's CPU attention takes heads of 32 and more
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-    )
-    return Qwen2ForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prmkit.engines.config import HttpEngineConfig
 from prmkit.engines.contract import ENGINE_CHECKS
@@ -29,24 +28,6 @@ TASK = AccumulatorTask()
 BOUND = TASK.step_format.bind(TASK.tokenizer())
 PROMPTS = [BOUND.prompt_ids(TASK.problem("train", n).question) for n in range(5)]
 OPTIONS = replace(CPU_TRIAL, extra={"load_format": "dummy"})
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    pytest.importorskip("vllm")
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(BOUND.tokenizer),
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-    )
-    return Qwen2ForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,8 @@ assert all(parameter.numel() == 0 for parameter in model.parameters())  # divide
 with whole(model.parameters()):  # as a strategy holds them around rollouts
     check()
     assert all(parameter.numel() > 0 for parameter in model.parameters())
-print("same")
+print("same", flush=True)
+torch.distributed.destroy_process_group()
 """
 
 
