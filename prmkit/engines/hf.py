@@ -48,6 +48,7 @@ class EngineStats:
         reused_tokens: prompt tokens found in the cache instead.
         decode_steps: batched decode steps.
         decode_rows: rows summed over those steps; over decode_steps, the mean batch.
+        computed_rows: rows computed in those steps. On CPUs samples that are the same so far are computed once.
     """
 
     requests: int = 0
@@ -56,6 +57,7 @@ class EngineStats:
     reused_tokens: int = 0
     decode_steps: int = 0
     decode_rows: int = 0
+    computed_rows: int = 0
 
     @property
     def occupancy(self) -> float:
@@ -258,7 +260,9 @@ class _Worker:
             self._admit()
         if self._owners:
             enough = max(1, len(self._owners) // 8)
+            before = self._rows.computed
             steps = self._rows.run(self._head, _STEPS, enough)
+            self._stats.computed_rows += self._rows.computed - before
             self._stats.decode_steps += steps
             self._stats.decode_rows += steps * len(self._owners)
             self._retire()

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from prmkit.engines.decoder import Decoder
 from prmkit.engines.kv import round_up
+from prmkit.engines.lanes import Lanes
 from prmkit.engines.prefixes import PrefixNode
 from prmkit.engines.sampling import RowSampling, sample_keys, sample_tokens, uniforms
 from prmkit.types import SamplingParams
 
 __all__ = ["Head", "NewRow", "RowBatch"]
-
-_LEAST_ROWS = 16  # matrix products of fewer rows take other kernels, whose last bits differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +60,14 @@ class NewRow:
 
 
 class RowBatch:
-    """Rows 0 .. used-1 are decoded together; each is one sample.
+    """Rows 0 .. used-1 are decoded together; each is one sample. Those that are the same so far are computed once, on
+    CPUs (`Lanes`).
 
     A row that is `done` goes on computing without effect until it is looked at: its length stands still.
+
+    Attributes:
+        used: rows in use.
+        computed: rows computed so far, summed over steps: at most the rows in use, unless those are fewer than 16.
 
     Args:
         decoder: computes hidden states.
@@ -76,7 +80,8 @@ class RowBatch:
         self._eos_id = eos_id
         self.max_rows = max_rows
         self.used = 0
-        self._n = n = max(max_rows, _LEAST_ROWS)
+        self.computed = 0
+        self._n = n = max_rows
         self._longest = 1  # no row in use is longer
         self._any_greedy = self._any_truncated = False
         device = decoder.spec.device
@@ -84,7 +89,7 @@ class RowBatch:
         def filled(value: float | bool, dtype: torch.dtype, columns: int | None = None) -> Tensor:
             return torch.full((n,) if columns is None else (n, columns), value, dtype=dtype, device=device)
 
-        self._kv = decoder.spec.allocate(n, 0)
+        self._lanes = Lanes(decoder.spec, n, share=device.type == "cpu")
         self._tokens = filled(0, torch.long, 0)  # [n, T], as the three that follow
         self._logprobs = filled(0, torch.float, 0)
         self._uniform = filled(0, torch.double, 0)
@@ -134,13 +139,7 @@ class RowBatch:
             [row.last for row in rows], device=device
         )
         self._note_sampling()
-        begin = 0
-        for end in range(1, len(rows) + 1):
-            if end == len(rows) or rows[end].prefix is not rows[begin].prefix:
-                prefix = rows[begin].prefix
-                if prefix is not None:
-                    prefix.read_kv(self._kv[:, :, first + begin : first + end])
-                begin = end
+        self._lanes.begin(first, [(row.prefix, row.last) for row in rows])
 
     def run(self, head: Head, steps: int, enough: int) -> int:
         """Decode until that many steps are made, or that many rows are done (noticed on the CPU only, where looking is
@@ -154,21 +153,26 @@ class RowBatch:
         return steps
 
     def _step(self, head: Head) -> None:
-        n = max(self.used, _LEAST_ROWS)
-        columns = self._tokens.shape[1]
+        n, columns = self.used, self._tokens.shape[1]
         length, done = self._length[:n], self._done[:n]
         flat = torch.arange(0, n * columns, columns, device=length.device).add_(length)  # place of the token to come
-        fed = self._tokens.view(-1).index_select(0, flat - 1)
+        leaders = self._lanes.leaders(length, done)
+        fed = self._tokens.view(-1).index_select(0, flat.index_select(0, leaders) - 1)
+        start = length.index_select(0, leaders) - 1
         reach = round_up(self._longest, self._decoder.spec.column_step)
-        hidden = self._decoder.forward(fed[:, None], length - 1, self._kv[:, :, :n, :, :reach], self._longest)
+        hidden = self._decoder.forward(fed[:, None], start, self._lanes.kv(reach), self._longest)
         assert hidden is not None
         chosen, logprobs = sample_tokens(
-            head.logits(hidden[:, 0]), self._uniform.view(-1).index_select(0, flat), self._sampling(n)
+            self._lanes.spread(head.logits(hidden[:, 0]), n),
+            self._uniform.view(-1).index_select(0, flat),
+            self._sampling(n),
         )
         self._tokens.view(-1).index_copy_(0, flat, chosen)
         self._logprobs.view(-1).index_copy_(0, flat, logprobs)
         length += ~done
         done |= (chosen == self._eos_id) | self._may_stop[self._stops[:n], chosen] | (length >= self._limit[:n])
+        self.computed += self._lanes.computed
+        self._lanes.part(chosen, done, head.weight.shape[0], self._longest)
         self._longest += 1
 
     def look(self) -> tuple[list[int], list[int], list[list[int]], list[list[float]]]:
@@ -182,11 +186,18 @@ class RowBatch:
 
     def kv_of(self, place: int, start: int, end: int) -> Tensor:
         """A copy of a row's keys and values at positions start .. end-1: [L, 2, K, end-start, D]."""
-        return self._kv[:, :, place, :, start:end].clone()
+        return self._lanes.kv_of(place, start, end)
 
     def resume(self, places: Sequence[int]) -> None:
         """Let rows go on that are done only because a token might have completed a stop string."""
-        self._done[torch.tensor(places, device=self._done.device)] = False
+        chosen = torch.tensor(places, device=self._done.device)
+        self._done[chosen] = False
+        length = self._length[chosen]
+        state = torch.stack([self._lanes.of[chosen], length, self._tokens[chosen, length - 1]], dim=1).tolist()
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for place, key in zip(places, state, strict=True):
+            groups.setdefault(tuple(key), []).append(place)
+        self._lanes.rejoin(groups.values(), self.used, self._longest)
 
     def release(self, places: Sequence[int]) -> list[tuple[int, int]]:
         """Give places free, and move rows from the end into them. Returns the moves as (from, to)."""
@@ -197,11 +208,11 @@ class RowBatch:
         device = self._done.device
         if holes:
             source, target = torch.tensor(tail, device=device), torch.tensor(holes, device=device)
-            self._kv[:, :, target] = self._kv[:, :, source]
             for state in self._states():
                 state[target] = state[source]
         self._done[self.used :] = True
         self._length[self.used :] = 1
+        self._lanes.compact(self.used, self._longest)
         self._longest = int(self._length[: self.used].max()) if self.used else 1
         self._note_sampling()
         return list(zip(tail, holes, strict=True))
@@ -209,7 +220,7 @@ class RowBatch:
     def _states(self) -> list[Tensor]:
         return [
             *(self._tokens, self._logprobs, self._uniform, self._keys, self._length, self._limit, self._done),
-            *(self._stops, self._temperature, self._greedy, self._top_k, self._top_p),
+            *(self._stops, self._temperature, self._greedy, self._top_k, self._top_p, self._lanes.of),
         ]
 
     def _note_sampling(self) -> None:
@@ -233,9 +244,7 @@ class RowBatch:
         if columns <= old:
             return
         new = round_up(max(columns, old + old // 2))
-        grown = self._decoder.spec.allocate(self._n, new)
-        grown[:, :, : self.used, :, :old] = self._kv[:, :, : self.used]
-        self._kv = grown
+        self._lanes.reserve(new)
         device = self._tokens.device
         self._tokens = torch.nn.functional.pad(self._tokens, (0, new - old))
         self._logprobs = torch.nn.functional.pad(self._logprobs, (0, new - old))

@@ -133,6 +133,22 @@ def test_samples_do_not_depend_on_company_by_a_bit(threads, sizes):
         torch.set_num_threads(before)
 
 
+def test_what_samples_have_in_common_is_computed_once_and_no_bit_changes():
+    """Low temperatures, so that samples part late; stops that flag many tokens, so that parted ones rest and go on."""
+    model = policy(**DEMO)
+    asked = [request(n % 5, 24, n, max_tokens=40, temperature=0.05, stop=("=0", "+a", "zz")) for n in range(10)]
+    engine = HFEngine(model, BOUND, max_rows=256)
+    together = run(engine, *asked)
+    assert all(map(alike, together, run(HFEngine(model, BOUND, max_rows=1), *asked)))
+    assert len({completion.token_ids for each in together for completion in each}) > 30
+    assert engine.stats.generated_tokens <= engine.stats.decode_rows
+    assert engine.stats.computed_rows < engine.stats.decode_rows / 2
+    # Requests for the same prompt are one lane, too.
+    twins = HFEngine(model, BOUND)
+    run(twins, *[request(0, 1, max_tokens=20, temperature=0)] * 64)
+    assert twins.stats.computed_rows == 16 * twins.stats.decode_steps
+
+
 def test_step_by_step_equals_one_go_by_a_bit_and_encodes_nothing_twice():
     model, prompt = policy(), PROMPTS[0]
     params = SamplingParams(max_tokens=90)
