@@ -243,7 +243,8 @@ class BoundStepFormat:
             raise StepFormatError(f"step format {spec.name!r}: the tokenizer has no end-of-sequence token")
         self.eos_id: int = int(tokenizer.eos_token_id)
         self._ends_step: dict[int, bool] = {}
-        self._known_pieces: dict[str, tuple[int, ...]] = {"": ()}  # samples of one problem share most steps
+        # Samples of a problem share most steps, and all of them the question. Whether it begins a sequence, and a text.
+        self._known_pieces: dict[tuple[bool, str], tuple[int, ...]] = {(False, ""): ()}
         self._anchor = self._piece_anchor()
         prm = spec.prm
         self.tag_ids = tuple(self._known(prm.tag, "prm.tag")) if prm.tag else ()
@@ -355,23 +356,30 @@ class BoundStepFormat:
 
     def encode_piece(self, text: str) -> list[int]:
         """Ids of a text that stands inside a sequence: no special tokens, no space put before it by the tokenizer."""
-        known = self._known_pieces.get(text)
+        return self._remembered(text, first=False)
+
+    def _first_piece(self, text: str) -> list[int]:
+        """Ids of a text that begins a sequence: the tokenizer may put its usual space before it."""
+        return self._remembered(text, first=True)
+
+    def _remembered(self, text: str, *, first: bool) -> list[int]:
+        known = self._known_pieces.get((first, text))
         if known is None:
             if len(self._known_pieces) >= _PIECES_KEPT:
                 self._known_pieces.clear()
-            known = self._known_pieces[text] = self._tokenise_piece(text)
+            known = self._plain(text) if first else self._tokenise_piece(text)
+            self._known_pieces[first, text] = known
         return list(known)
 
     def _tokenise_piece(self, text: str) -> tuple[int, ...]:
         anchor_text, anchor_ids = self._anchor
-        ids = self.tokenizer.encode(anchor_text + text, add_special_tokens=False)
-        if anchor_ids and ids[: len(anchor_ids)] == anchor_ids:
-            return tuple(ids[len(anchor_ids) :])
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        ids = self._plain(anchor_text + text)
+        if anchor_ids and ids[: len(anchor_ids)] == tuple(anchor_ids):
+            return ids[len(anchor_ids) :]
+        return self._plain(text)
 
-    def _first_piece(self, text: str) -> list[int]:
-        """Ids of a text that begins a sequence: the tokenizer may put its usual space before it."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+    def _plain(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     # -- binding ----------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 TASK = AccumulatorTask()
 BOUND = TASK.step_format.bind(TASK.tokenizer())
 PROMPTS = [BOUND.prompt_ids(TASK.problem("train", n).question) for n in range(5)]
-OPTIONS = replace(CPU_TRIAL, extra={"load_format": "dummy"})
+OPTIONS = replace(CPU_TRIAL, extra={**CPU_TRIAL.extra, "load_format": "dummy"})
 
 
 @pytest.fixture(scope="module")
