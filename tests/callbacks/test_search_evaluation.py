@@ -24,7 +24,7 @@ from prmkit.errors import ConfigError
 from prmkit.evaluation.comparison import comparison_figures, levels_of, search_truth
 from prmkit.models import LoraSpec, ModelSource, PRMModel, build_policy, load_policy, load_tokenizer, save_policy
 from prmkit.scoring import PRMScorer
-from prmkit.search.methods import make_method, make_params
+from prmkit.search.methods import METHODS, make_method, make_params
 from prmkit.search.runner import RunParams, Searcher, search_all
 from prmkit.steps import get_step_format
 from prmkit.tasks import get_task
@@ -36,6 +36,7 @@ SOURCE = ModelSource(config=CONFIG, tokenizer="accumulator")
 DROPPING = ModelSource(config=CONFIG, tokenizer="accumulator", lora=LoraSpec(r=2, dropout=0.5))
 FAST = OptimizerConfig(lr=1e-2, warmup_steps=0)
 OPTIONS = {"min_ops": 2, "max_ops": 2}
+STEPWISE = {"beam_search", "dvts", "rebase", "mcts", "rstar"}
 SAMPLING = SamplingParams(max_tokens=16)
 SEARCH = {"task_options": OPTIONS, "limit": 3, "sampling": SAMPLING, "seed": 5, "in_flight": 4}
 
@@ -63,9 +64,9 @@ def labels(tmp_path) -> str:
     return str(path)
 
 
-def sft_data() -> SFTDataModule:
+def sft_data(max_length=64) -> SFTDataModule:
     source = SourceConfig(kind="task", name="accumulator", split="train", count=8)
-    return SFTDataModule([source], batch=BatchConfig(rows=2), max_length=64)
+    return SFTDataModule([source], batch=BatchConfig(rows=2), max_length=max_length)
 
 
 def fit(module, data, *callbacks: Callback, root: Path, logger=False, epochs=1, **options) -> Trainer:
@@ -132,8 +133,23 @@ def test_a_fit_is_the_same_to_the_last_bit_with_and_without(policy, tmp_path):
     assert [value.step for value in events.Scalars("search/best_of_n/2/oracle")] == [2, 4]
 
 
+def test_every_method_on_mathematics(tiny_qwen2, data_dir, tmp_path):
+    """All methods, with a pair of Qwen2's shape and chat format, on prompts of MATH-500."""
+    math = {"task": "math500", "data": str(data_dir / "math"), "limit": 2, "sampling": SamplingParams(max_tokens=10)}
+    methods = {name: {"step_tokens": 4} if name in STEPWISE else {} for name in METHODS}
+    search = SearchEvaluation(methods, [4], every_n_epochs=1, prm=str(tiny_qwen2), headline="last_vote", **math)
+    trainer = fit(SFT(ModelSource(path=str(tiny_qwen2)), optimizer=FAST), sft_data(512), search, root=tmp_path)
+    searches = json.loads((tmp_path / "search" / "step=4.json").read_text())["figures"]["searches"]
+    assert {entry["method"] for entry in searches} == set(METHODS)
+    for entry in searches:
+        assert entry["failed"] == 0
+        assert 0 < entry["tokens"]["generated"] <= 4 * 10
+        size = "" if entry["budget"] is None else f"/{entry['budget']}"
+        assert f"search/{entry['method']}{size}/oracle" in trainer.callback_metrics
+
+
 def test_wandb_offline_has_metrics_and_pictures(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from lightning.pytorch.loggers import WandbLogger
 
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -143,6 +159,7 @@ def test_wandb_offline_has_metrics_and_pictures(tmp_path, monkeypatch):
     run = logger.experiment
     found = dict(run.summary)
     run.finish()
+    wandb.teardown()  # what is written behind the process's back is written
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     written = json.loads((tmp_path / "search" / "step=4.json").read_text())["figures"]["searches"][0]
     assert found["search/best_of_n/2/majority"] == written["accuracy"]["majority"]["mean"]

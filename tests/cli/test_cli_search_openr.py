@@ -1,6 +1,5 @@
 """The protocol of OpenR's figure 4, as the file says it and with a tiny pair put in by overrides."""
 
-import pytest
 import yaml
 
 from prmkit.cli import main
@@ -23,49 +22,10 @@ def test_it_says_what_the_paper_says():
     assert (config["beam_search"]["aggregation"], config["headline"]) == ("last", "last_vote")
 
 
-@pytest.fixture(scope="module")
-def tiny_pair(tmp_path_factory):
-    """A random Qwen2 over bytes with Qwen's chat words: the policy, and the PRM with a new head."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    from prmkit.models import save_policy
-    from prmkit.steps import get_step_format
-
-    blank_line = "\u010a\u010a"
-    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), blank_line]
-    bpe = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[("\u010a", "\u010a")]))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<extra_0>"]})
-    tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        intermediate_size=16,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-        **sizes,
-    )
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config)
-    with torch.no_grad():  # ends of steps, ends of solutions and digits are likelier than other bytes
-        for token, extra in ((len(words) - 1, 2.0), (tokenizer.eos_token_id, 2.0), (words.index("7"), 3.0)):
-            model.lm_head.weight[token] *= 1.0 + extra
-    folder = tmp_path_factory.mktemp("pair") / "model"
-    save_policy(model.eval(), tokenizer, get_step_format("qwen2.5-math-prm"), folder)
-    return folder
-
-
-def test_a_tiny_pair_runs_it(tiny_pair, data_dir, tmp_path, capsys):
+def test_a_tiny_qwen2_runs_it(tiny_qwen2, data_dir, tmp_path, capsys):
     overrides = {
-        "policy": tiny_pair,
-        "prm": tiny_pair,
+        "policy": tiny_qwen2,
+        "prm": tiny_qwen2,
         "output": tmp_path / "out",
         "data": data_dir / "math",
         "limit": 2,
@@ -98,8 +58,8 @@ def test_a_tiny_pair_runs_it(tiny_pair, data_dir, tmp_path, capsys):
     assert "Level 5 (1)" in capsys.readouterr().out
 
 
-def test_every_method_solves_math500_with_a_tiny_pair(tiny_pair, data_dir, tmp_path):
-    models = ["--policy", str(tiny_pair), "--prm", str(tiny_pair), "--discriminator", str(tiny_pair)]
+def test_every_method_solves_math500_with_a_tiny_qwen2(tiny_qwen2, data_dir, tmp_path):
+    models = ["--policy", str(tiny_qwen2), "--prm", str(tiny_qwen2), "--discriminator", str(tiny_qwen2)]
     arguments = [
         *models,
         "--task",
