@@ -91,7 +91,7 @@ CPU_TRIAL = VLLMOptions(
     kv_cache_memory_bytes=64 << 20,
     enforce_eager=True,
     weight_updates=True,
-    # vLLM takes a seeded sample's generator back by an offset when it has encoded a part of a prompt; CPU generators have none.
+    # Where a prompt is encoded in parts, vLLM sets a seeded sample's generator back; those of CPUs cannot be.
     extra={"enable_chunked_prefill": False},
     # Compiling helpers of the sampler takes half a minute, and a small model never gets that back.
     environment={"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"},

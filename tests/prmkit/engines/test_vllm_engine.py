@@ -45,7 +45,8 @@ def engine(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy")
     save_policy(model, BOUND.tokenizer, BOUND, folder)
     state = random.getstate(), torch.get_rng_state()
-    with VLLMEngine(folder, BOUND, CPU_TRIAL, weight_version=3) as made:
+    tight = replace(CPU_TRIAL, extra={**CPU_TRIAL.extra, "max_num_batched_tokens": 128})
+    with VLLMEngine(folder, BOUND, tight, weight_version=3) as made:
         assert random.getstate() == state[0]
         assert torch.equal(torch.get_rng_state(), state[1])  # a trainer in this process draws on as before
         yield made
@@ -54,6 +55,20 @@ def engine(model, tmp_path_factory):
 def generate(engine, prompt=PROMPTS[0], n=4, **params):
     request = GenerationRequest(prompt, n, 5 * 1024, SamplingParams(**params))
     return asyncio.run(engine.generate(request))
+
+
+@pytest.mark.vllm
+def test_more_prompts_than_are_encoded_at_once(engine):
+    prompts = [BOUND.prompt_ids(TASK.problem("train", n).question) for n in range(40)]
+
+    async def every():
+        params = SamplingParams(max_tokens=8)
+        return await asyncio.gather(*(engine.generate(GenerationRequest(p, 2, 5 * 1024, params)) for p in prompts))
+
+    found = asyncio.run(every())
+    assert [len({c.token_ids for c in each}) for each in found].count(2) > 20
+    (tokens,) = {tuple(c.token_ids for c in each) for each in (found[7], generate(engine, prompts[7], 2, max_tokens=8))}
+    assert len(tokens) == 2
 
 
 def logprob_error(engine, model, temperature=0.8):
