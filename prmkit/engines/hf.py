@@ -74,6 +74,7 @@ class _Request:
     stops: int
     begun: int = 0
     finished: dict[int, Completion] = field(default_factory=dict)
+    texts: dict[tuple[int, ...], str] = field(default_factory=dict)  # of what samples have written
 
     @property
     def waiting(self) -> int:
@@ -327,7 +328,9 @@ class _Worker:
                 going_on.append(place)
                 continue
             finished.append(place)
-            self._remember(request.job.payload.prompt_ids + ids[:-1], place)
+            if ids not in request.texts:
+                request.texts[ids] = completion.text
+                self._remember(request.job.payload.prompt_ids + ids[:-1], place)
             self._stats.generated_tokens += len(ids)
             request.finished[index] = completion
             self._answer(request)
@@ -340,7 +343,9 @@ class _Worker:
         """The completion that a row's tokens make; None when it has not ended."""
         if not all(map(math.isfinite, logprobs)):
             raise RuntimeError(f"the model gives logits that are not finite (weight version {self.weight_version})")
-        text = self._format.decode(ids)
+        text = request.texts.get(ids)
+        if text is None:
+            text = self._format.decode(ids)
         stops = request.job.payload.params.stop
         stop = find_stop(text, stops) if ids[-1] != self._format.eos_id and stops else None
         reason: FinishReason = "stop"

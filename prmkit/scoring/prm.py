@@ -67,6 +67,7 @@ class PRMScorer:
         if cache_tokens < 0:
             raise ConfigError("scorer.cache_tokens", cache_tokens, "an integer of at least 0")
         self._model = model
+        self._vocabulary = int(model.model.config.get_text_config().vocab_size)
         self._decoder = build_decoder(model.backbone, columnwise=False)
         self._encoder = PrefixEncoder(self._decoder, cache_tokens, max_batch_tokens, keep_hidden=True)
         self.stats = ScorerStats()
@@ -100,9 +101,8 @@ class PRMScorer:
             ConfigError: the input does not fit into the model's context, or holds an id that the model does not have.
         """
         encoded = encoded.truncate(len(encoded.input_ids))  # nothing behind the last score is needed
-        vocabulary = self._model.model.config.get_text_config().vocab_size
-        if not 0 <= min(encoded.input_ids) <= max(encoded.input_ids) < vocabulary:
-            raise ConfigError("score.input_ids", encoded.input_ids, f"ids from 0 to {vocabulary - 1}")
+        if not 0 <= min(encoded.input_ids) <= max(encoded.input_ids) < self._vocabulary:
+            raise ConfigError("score.input_ids", encoded.input_ids, f"ids from 0 to {self._vocabulary - 1}")
         if len(encoded.input_ids) > self._decoder.context:
             raise ConfigError(
                 "score.steps",
