@@ -60,7 +60,7 @@ def test_a_second_iteration_goes_on_from_the_first(made):
     )
     two = made / "iteration-2"
     assert value(annotate, "--policy") == str(begin.policy)
-    assert (value(annotate, "--offset"), value(annotate, "--task_options.hard_share")) == ("13500", "0.6")
+    assert (value(annotate, "--offset"), value(annotate, "--task_options.hard_share")) == ("12900", "0.8")
     assert value(prm, "--model.init_args.source.path") == str(begin.prm)
     records = json.loads(value(prm, "--data.init_args.train.0.path"))
     assert records == [str(two / "annotate/annotations.jsonl"), str(two / "replay.jsonl")]
