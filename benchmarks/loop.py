@@ -4,7 +4,7 @@
 
 For every seed the loop is run, and then its control: a copy of the run whose second iteration takes its labels from the
 first pair's (`--labels_from first`), with everything else, the amount of data too, as it was. All of it is resumed when
-this is started again. Written to results/loop.json:
+this is started again. Written to results/loop.json, and a picture to docs/loop.png:
 
 - minutes: wall clock of the loop's stages by seed, their start-up included; cpu_minutes: processor time by seed, of
   what this call has run, null where it found the run complete.
@@ -43,6 +43,7 @@ from typing import Any
 
 import numpy as np
 from _environment import write_result
+from _loop_plot import PICTURE, draw_loop
 
 from prmkit.cli.loop import parse
 from prmkit.evaluation.accuracy import mean_and_se, problem_accuracy, samples_from_rows
@@ -244,6 +245,8 @@ def main() -> None:
         threads = os.environ.get("OMP_NUM_THREADS")
         protocol = {"config": arguments.config, "seeds": arguments.seeds, "threads": threads, "load": os.getloadavg()}
         print(write_result("loop", figures, ("prmkit", "torch", "lightning", "transformers"), protocol=protocol))
+        draw_loop(runs, PICTURE)
+        print(PICTURE)
 
 
 if __name__ == "__main__":
