@@ -6,8 +6,7 @@ For every seed the loop is run, and then its control: a copy of the run whose se
 first pair's (`--labels_from first`), with everything else, the amount of data too, as it was. All of it is resumed when
 this is started again. Written to results/loop.json, and a picture to docs/loop.png:
 
-- minutes: wall clock of the loop's stages by seed, their start-up included; cpu_minutes: processor time by seed, of
-  what this call has run, null where it found the run complete.
+- minutes: wall clock of the loop's stages by seed, their start-up included; cpu_minutes: processor time by seed.
 - iteration2_gain_in_se: the second pair less the first, on the same problems, mean of the differences by problem over
   their standard error; worst seed. `accuracy` is the PRM's vote, `pass_at_1` the policy alone.
 - over_control_in_se: the second pair less the control's. Where the policy is trained before its labels are made, and
@@ -15,8 +14,8 @@ this is started again. Written to results/loop.json, and a picture to docs/loop.
 - gate: by seed, whether the second pair passed it, and the control's.
 - runs: by seed, figures of the first pair, the second and the control's, and both differences; and
     - old_samples: the first pair's samples judged by the three PRMs; new_samples: the second pair's by the first PRM.
-    - free: the first iteration's policy when nothing pulls it to the one before (`model.kl.weight` 0), with the first
-      pair's PRM.
+    - free, fast: the first iteration's policy when nothing pulls it to the one before (`model.kl.weight` 0), and when
+      its learning rate is twice as high besides (configs/grpo/accumulator.yaml as it is); with the first pair's PRM.
     - process: the second iteration's policy when the first pair's PRM, which was trained on the policy that it starts
       from, is rewarded too (PROCESS); with that PRM.
   In all of them steps_right is the share of the samples' steps that are right, right_for_wrong_reasons the share of
@@ -48,7 +47,7 @@ from _loop_plot import PICTURE, draw_loop
 from prmkit.cli.loop import parse
 from prmkit.evaluation.accuracy import mean_and_se, problem_accuracy, samples_from_rows
 from prmkit.evaluation.summary import truth_figures
-from prmkit.io import read_json
+from prmkit.io import read_json, write_json
 from prmkit.loop.plan import Begin, Plan, Products
 from prmkit.models import PRMModel
 from prmkit.scoring import PRMScorer
@@ -57,13 +56,15 @@ from prmkit.tasks import get_task
 from prmkit.types import Problem, VerifiableTask
 from registry import read_metrics
 
-PROCESS = ("--data.rewards.process.form", "min", "--data.rewards.process.weight", "0.3")
+FREE = ("--model.kl.weight", "0")
+PROCESS = ("--data.rewards.process.form", "min", "--data.rewards.process.weight", "0.3", "--data.prm.path")
 PRM_FIGURES = ("auroc", "step_accuracy", "first_error_f1", "ece")
 
 
 def run_loop(config: str, seed: int, run: Path, *more: str) -> float:
-    """Run a loop to its end; returns the processor seconds it took now."""
-    before = _cpu()
+    """Run a loop to its end; returns the processor minutes it has taken, earlier calls included."""
+    before, spent = _cpu(), run.with_name(f"{run.name}-cpu.json")
+    earlier = read_json(spent)["seconds"] if spent.is_file() else 0.0
     subprocess.run(
         [
             sys.executable, "-m", "prmkit.cli", "loop", "--config", config, "--seed", str(seed), "--run", str(run),
@@ -71,7 +72,9 @@ def run_loop(config: str, seed: int, run: Path, *more: str) -> float:
         ],
         check=True,
     )  # fmt: skip
-    return _cpu() - before
+    seconds = earlier + _cpu() - before
+    write_json(spent, {"seconds": seconds})
+    return seconds / 60
 
 
 def _cpu() -> float:
@@ -160,14 +163,13 @@ def rescored(folder: Path, prm: Path) -> dict[str, float]:
     return {"product_vote": vote.mean, "product_vote_se": vote.se} | {name: truth[name] for name in PRM_FIGURES}
 
 
-def variant(config: str, seed: int, run: Path, iteration: int, *settings: str) -> dict[str, Any]:
+def variant(config: str, seed: int, run: Path, iteration: int, name: str, *settings: str) -> dict[str, Any]:
     """The policy of an iteration trained otherwise, and judged by the first pair's PRM."""
     loop = parse(["--config", config, "--seed", str(seed), "--run", str(run)])
     configs = {path.stem: path for path in (run / "configs").glob("*.yaml")}
     sft, first = Plan(loop, configs).sft().outputs[0], Products.made(run / "iteration-1")
     level = read_json(run / "summary.json")["iterations"][iteration - 1]["level"]
     begin = Begin(sft, first=sft) if iteration == 1 else Begin(first.policy, first=sft, prm=first.prm, level=level)
-    name = "process" if "--data.prm.path" in settings else "free"
     plan = Plan(replace(loop, run=f"{run}-{name}"), configs)
     made = plan.made(iteration)
     if not (made.evaluation / "summary.json").is_file():
@@ -180,7 +182,6 @@ def variant(config: str, seed: int, run: Path, iteration: int, *settings: str) -
 def measure(config: str, seed: int, out: Path) -> dict[str, Any]:
     """The loop and its control with one seed."""
     run, control = out / f"seed-{seed}", out / f"seed-{seed}-control"
-    complete = (run / "summary.json").is_file() and len(read_json(run / "summary.json")["iterations"]) == 2
     cpu = run_loop(config, seed, run)
     copy_first_iteration(run, control)
     control_cpu = run_loop(config, seed, control, "--labels_from", "first")
@@ -188,8 +189,8 @@ def measure(config: str, seed: int, out: Path) -> dict[str, Any]:
     iterations, control_iterations = (read_json(r / "summary.json")["iterations"] for r in (run, control))
     return {
         "minutes": sum(sum(entry["seconds"].values()) for entry in iterations) / 60,
-        "cpu_minutes": None if complete else cpu / 60,
-        "control_cpu_minutes": control_cpu / 60,
+        "cpu_minutes": cpu,
+        "control_cpu_minutes": control_cpu,
         "seconds": [entry["seconds"] for entry in iterations],
         "levels": [entry["level"] for entry in iterations],
         "gate_passed": [entry["passed"] for entry in iterations],
@@ -207,8 +208,9 @@ def measure(config: str, seed: int, out: Path) -> dict[str, Any]:
             )
         },
         "new_samples": {"first": rescored(second, run / "iteration-1" / "prm" / "model")},
-        "free": variant(config, seed, run, 1, "--model.kl.weight", "0"),
-        "process": variant(config, seed, run, 2, *PROCESS, "--data.prm.path", f"{run}/iteration-1/prm/model"),
+        "free": variant(config, seed, run, 1, "free", *FREE),
+        "fast": variant(config, seed, run, 1, "fast", *FREE, "--model.optimizer.lr", "5e-4"),
+        "process": variant(config, seed, run, 2, "process", *PROCESS, str(run / "iteration-1" / "prm" / "model")),
         "second_less_first": gain(second, first),
         "second_less_control": gain(second, other),
     }
