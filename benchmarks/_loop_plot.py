@@ -10,7 +10,7 @@ __all__ = ["PICTURE", "draw_loop"]
 
 HERE = Path(__file__).parent
 PICTURE = HERE.parent / "docs" / "loop.png"
-PANELS = {"pass_at_1": "pass@1", "accuracy": "PRM vote", "prm_auroc": "the PRM's AUROC on its policy's steps"}
+PANELS = {"pass_at_1": "pass@1", "accuracy": "PRM vote", "prm_auroc": "AUROC of the PRM"}
 
 
 def draw_loop(runs: dict[str, dict[str, Any]], path: Path) -> None:
@@ -23,7 +23,7 @@ def draw_loop(runs: dict[str, dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for number, (seed, run) in enumerate(runs.items()):
@@ -38,7 +38,8 @@ def draw_loop(runs: dict[str, dict[str, Any]], path: Path) -> None:
         axes.set_xticks([0, 1], ["first pair", "second"])
         axes.set_title(title, fontsize="medium")
         axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize="x-small")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     figure.savefig(path, dpi=130)
 
 
