@@ -16,6 +16,8 @@ this is started again. Written to results/loop.json, and a picture to docs/loop.
     - old_samples: the first pair's samples judged by the three PRMs; new_samples: the second pair's by the first PRM.
     - free, fast: the first iteration's policy when nothing pulls it to the one before (`model.kl.weight` 0), and when
       its learning rate is twice as high besides (configs/grpo/accumulator.yaml as it is); with the first pair's PRM.
+    - longer, longer_harder: the first iteration's policy after the updates of both, with its own prompts, and with the
+      second iteration's harder ones from the start; with the first pair's PRM.
     - process: the second iteration's policy when the first pair's PRM, which was trained on the policy that it starts
       from, is rewarded too (PROCESS); with that PRM.
   In all of them steps_right is the share of the samples' steps that are right, right_for_wrong_reasons the share of
@@ -58,6 +60,8 @@ from registry import read_metrics
 
 FREE = ("--model.kl.weight", "0")
 PROCESS = ("--data.rewards.process.form", "min", "--data.rewards.process.weight", "0.3", "--data.prm.path")
+LONGER = ("--trainer.max_epochs", "40")
+HARDER = ("--data.prompts.task_options.hard_share", "0.8")
 PRM_FIGURES = ("auroc", "step_accuracy", "first_error_f1", "ece")
 
 
@@ -210,6 +214,8 @@ def measure(config: str, seed: int, out: Path) -> dict[str, Any]:
         "new_samples": {"first": rescored(second, run / "iteration-1" / "prm" / "model")},
         "free": variant(config, seed, run, 1, "free", *FREE),
         "fast": variant(config, seed, run, 1, "fast", *FREE, "--model.optimizer.lr", "5e-4"),
+        "longer": variant(config, seed, run, 1, "longer", *LONGER),
+        "longer_harder": variant(config, seed, run, 1, "longer-harder", *LONGER, *HARDER),
         "process": variant(config, seed, run, 2, "process", *PROCESS, str(run / "iteration-1" / "prm" / "model")),
         "second_less_first": gain(second, first),
         "second_less_control": gain(second, other),
