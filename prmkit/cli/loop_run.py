@@ -60,12 +60,13 @@ class IterationResult:
 
 @dataclass(frozen=True)
 class _State:
-    """Where the loop stands: what the next iteration begins with, and the version that is its parent."""
+    """Where the loop stands: what the next iteration begins with, the version that is its parent, and the first one."""
 
     begin: Begin
     parent: str | None = None
     figures: Mapping[str, float] | None = None
     iteration: int = 0  # that made it
+    first: str | None = None
 
 
 class Loop:
@@ -85,6 +86,7 @@ class Loop:
         self.registry = Registry(self.url, single_writer=config.single_writer)
         self.configs = self._snapshot()
         self.plan = Plan(config, self.configs)
+        self.plan.check()
         self._seconds: dict[str, float] = {}
 
     def run(self) -> list[IterationResult]:
@@ -98,9 +100,13 @@ class Loop:
             result, after = self._iteration(iteration, state, known)
             results.append(result)
             self._write_summary(results)
+            if state.first is None:
+                labelled = after.begin.policy if self.config.order == "policy_first" else state.begin.policy
+                state = replace(state, first=result.ref, begin=replace(state.begin, labelled=labelled))
             older = (*state.begin.older, *after.begin.older)
             if result.passed or self.config.on_refusal == "continue":
-                state = replace(after, begin=replace(after.begin, first=state.begin.first, older=older))
+                begin = replace(after.begin, first=state.begin.first, labelled=state.begin.labelled, older=older)
+                state = replace(after, first=state.first, begin=begin)
             elif self.config.on_refusal == "stop":
                 self._say(f"{result.ref} does not pass the gate; the loop stops (on_refusal)")
                 break
@@ -136,16 +142,15 @@ class Loop:
 
     def _make(self, iteration: int, begin: Begin, made: Products) -> tuple[list[tuple[str, ...]], int]:
         """Run the stages that make a pair; returns their commands, and how many older annotations were taken in."""
-        annotate = self._run(self.plan.annotate(iteration, begin))
-        replayed = 0
-        if begin.older and self.config.replay > 0.0:
-            seed = stage_seed(self.config, iteration)
-            replayed = write_replay(begin.older, made.annotations, self.config.replay, seed, made.replay)
-            self._say(f"{iteration}-prm: {replayed} older annotations beside the new ones")
-        stages = [annotate]
-        for stage in (self.plan.prm, self.plan.policy, self.plan.evaluate):
-            stages.append(self._run(stage(iteration, begin)))
-        return [stage.argv for stage in stages], replayed
+        commands, replayed = [], 0
+        for name in self.config.stages:
+            if name == "prm" and begin.older and self.config.replay > 0.0:
+                seed = stage_seed(self.config, iteration)
+                replayed = write_replay(begin.older, made.annotations, self.config.replay, seed, made.replay)
+                self._say(f"{iteration}-prm: {replayed} older annotations beside the new ones")
+            stage: Stage = getattr(self.plan, name)(iteration, begin)
+            commands.append(self._run(stage).argv)
+        return commands, replayed
 
     def _publish(self, iteration: int, state: _State, made: Products, commands: list[tuple[str, ...]]) -> Manifest:
         """Publish the pair under the iteration's own key, with what it takes to make it again."""
@@ -195,6 +200,11 @@ class Loop:
             moved[state.begin.policy] = f"{place}/policy"
             if state.begin.prm is not None:
                 moved[state.begin.prm] = f"{place}/prm"
+        labelled = state.begin.labelled if self.config.labels_from == "first" else None
+        if self.config.order == "policy_first" and labelled and state.first and state.first != state.parent:
+            place = f"{iteration_folder(Path('run'), 1)}/pull/pair"
+            before.append(("prm", "pairs", "pull", state.first, place))
+            moved[labelled] = f"{place}/policy"
         if self.config.sft is not None and (state.parent is None or self.config.needs_first):
             before.append(self.plan.sft().argv)
         return recipe_commands([*before, *commands], moved)

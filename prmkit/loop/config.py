@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from prmkit.errors import ConfigError
 
-__all__ = ["FRESH_STAGES", "STAGES", "HarderConfig", "LoopConfig", "StageConfig"]
+__all__ = ["FRESH_STAGES", "ORDERS", "STAGES", "HarderConfig", "LoopConfig", "StageConfig"]
 
 STAGES = ("sft", "annotate", "prm", "policy", "evaluate")
-"""Stages that have a config of their own, in order."""
+"""Stages that have a config of their own."""
+ORDERS = {
+    "prm_first": ("annotate", "prm", "policy", "evaluate"),
+    "policy_first": ("policy", "annotate", "prm", "evaluate"),
+}
+"""Those of an iteration, as they follow each other."""
 FRESH_STAGES = ("annotate", "prm", "policy")
 """Those that harder problems may enter; what pairs are measured on stays what it is."""
 
+Order = Literal["prm_first", "policy_first"]
 PRMStart = Literal["warm", "policy"]
 Labels = Literal["latest", "first"]
 Reference = Literal["refreshed", "first"]
@@ -66,10 +72,14 @@ class LoopConfig:
             is then the first to go on from.
         iterations: how many, at least 1. Raising it later goes on with the same run.
         seed: of everything; iteration i trains and annotates with seed + 1000 (i - 1), and is measured with `seed`.
+        order: "prm_first": the PRM is trained on the policy that an iteration begins with, and may reward its training;
+            "policy_first": on the policy that comes of the iteration and that it is published with. Training may then
+            be rewarded by the PRM before, `${before.prm}`, which was made for the policy that it starts from.
         prm_start: "warm": the PRM goes on from the one before; "policy": from the weights of the policy that it judges.
             A first one always does the latter.
         replay: share of older annotations among the PRM's records, in [0, 1).
-        labels_from: "latest": the newest policy is annotated; "first": always the first one, a control.
+        labels_from: "latest": the newest policy is annotated; "first": always the one that the first iteration
+            annotated, a control.
         reference: of the KL penalty: "refreshed": the policy that an iteration begins with; "first": the first one.
         harder: settings for harder problems, in the order in which they come in.
         harder_by: figure of `metrics` that decides it, e.g. pass_at_1 or accuracy.
@@ -93,6 +103,7 @@ class LoopConfig:
     start: str | None = None
     iterations: int = 2
     seed: int = 0
+    order: Order = "prm_first"
     prm_start: PRMStart = "warm"
     replay: float = 0.1
     labels_from: Labels = "latest"
@@ -118,13 +129,30 @@ class LoopConfig:
         if not 0.0 <= self.replay < 1.0:
             raise ConfigError("replay", self.replay, "a number in [0, 1)")
         for name, kind in (
-            ("prm_start", PRMStart), ("labels_from", Labels), ("reference", Reference), ("on_refusal", Refusal),
+            ("order", Order), ("prm_start", PRMStart), ("labels_from", Labels), ("reference", Reference),
+            ("on_refusal", Refusal),
         ):  # fmt: skip
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(name, getattr(self, name), " | ".join(get_args(kind)))
+        for place, name in enumerate(self.stages):
+            for later in self.stages[place + 1 :]:
+                if f"${{{later}.output}}" in self._settings_text(name):
+                    raise ConfigError(
+                        f"{name}.set", f"${{{later}.output}}", f"what is there before {name}, in order {self.order}"
+                    )
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stages of an iteration that have a config of their own, in order."""
+        return ORDERS[self.order]
 
     @property
     def needs_first(self) -> bool:
         """Whether later iterations read the first policy."""
-        named = any("${first." in str(asdict(stage)) for stage in (self.annotate, self.prm, self.policy, self.evaluate))
-        return named or self.labels_from == "first" or self.reference == "first"
+        named = any("${first." in self._settings_text(name) for name in self.stages)
+        labelled = self.labels_from == "first" and self.order == "prm_first"
+        return named or labelled or self.reference == "first"
+
+    def _settings_text(self, name: str) -> str:
+        stage: StageConfig = getattr(self, name)
+        return str([stage.set, stage.later, *(getattr(entry, name, None) for entry in self.harder)])

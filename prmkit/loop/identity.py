@@ -27,7 +27,7 @@ def publication_key(config: LoopConfig, configs: Mapping[str, Path], iteration: 
         if stage is not None:
             content = hashlib.sha256(configs[name].read_bytes()).hexdigest()
             stages[name] = [content, stage.set, stage.later if later else None]
-    decisive: dict[str, Any] = {"seed": config.seed, "start": config.start, "stages": stages}
+    decisive: dict[str, Any] = {"seed": config.seed, "start": config.start, "order": config.order, "stages": stages}
     decisive["harder"] = [[h.above, h.annotate, h.prm, h.policy] for h in config.harder] if later else None
     for name in ("prm_start", "replay", "labels_from", "reference", "on_refusal", "harder_by"):
         decisive[name] = getattr(config, name) if later else None

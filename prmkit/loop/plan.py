@@ -24,9 +24,10 @@ from prmkit.loop.settings import stage_seed, stage_settings
 from prmkit.processes import END_WITH_PARENT
 from prmkit.stages import Stage
 
-__all__ = ["ITERATION_STAGES", "Begin", "Plan", "Products", "iteration_folder"]
+__all__ = ["LAST_STAGES", "Begin", "Plan", "Products", "iteration_folder"]
 
-ITERATION_STAGES = ("annotate", "prm", "policy", "evaluate", "publish", "gate")
+LAST_STAGES = ("publish", "gate")
+"""Stages of an iteration behind those of its config."""
 PULL = "pull"
 
 
@@ -42,6 +43,7 @@ class Begin:
     Attributes:
         policy: folder of the policy.
         first: folder of the loop's first policy; None where nothing needs it.
+        labelled: folder of the policy that the first iteration annotated; None in that one.
         prm: folder of the PRM to go on from; None for a first one.
         older: annotations of the iterations before, for replay.
         level: how many of the `harder` settings hold.
@@ -49,6 +51,7 @@ class Begin:
 
     policy: Path
     first: Path | None = None
+    labelled: Path | None = None
     prm: Path | None = None
     older: tuple[Path, ...] = ()
     level: int = 0
@@ -90,7 +93,7 @@ class Plan:
     def sft(self) -> Stage:
         """The stage that makes the first policy, `RUN/sft/policy`."""
         folder = self.run / "sft"
-        settings = stage_settings(self.config, 1, self._outputs(1))["sft"]
+        settings = self._prepare(1, Begin(folder / "policy", first=folder / "policy"), "sft")[1]
         argv = self._fit("sft", folder, self.config.seed, settings)
         return self._stage("sft", argv, folder, (folder / "policy",), (self.configs["sft"],))
 
@@ -101,7 +104,9 @@ class Plan:
 
     def annotate(self, iteration: int, begin: Begin) -> Stage:
         made, settings = self._prepare(iteration, begin, "annotate")
-        policy = _first(begin) if self.config.labels_from == "first" else begin.policy
+        policy = self._judged(made, begin)
+        if self.config.labels_from == "first" and begin.labelled is not None:
+            policy = begin.labelled
         argv = [*_prm("annotate", "--config"), str(self.configs["annotate"]), "--policy", str(policy)]
         argv += ["--policy_name", f"{self.config.pair}, iteration {iteration}", "--output", str(made.annotations)]
         argv += ["--seed", str(stage_seed(self.config, iteration)), *settings]
@@ -110,7 +115,7 @@ class Plan:
     def prm(self, iteration: int, begin: Begin) -> Stage:
         """PRM training; on the replay file too, where there is one."""
         made, settings = self._prepare(iteration, begin, "prm")
-        source = begin.prm if begin.prm is not None and self.config.prm_start == "warm" else begin.policy
+        source = begin.prm if begin.prm is not None and self.config.prm_start == "warm" else self._judged(made, begin)
         records = [path for path in (made.annotations, made.replay) if path == made.annotations or path.is_file()]
         paths = json.dumps([str(path) for path in records]) if len(records) > 1 else str(records[0])
         wiring = ("--model.init_args.source.path", str(source), "--data.init_args.train.0.path", paths)
@@ -125,8 +130,9 @@ class Plan:
             wiring += ["--model.init_args.reference.path", str(_first(begin))]
             inputs.append(_first(begin))
         argv = self._fit("policy", made.policy.parent, stage_seed(self.config, iteration), settings, wiring)
-        # Whatever else of this iteration the settings name is read too.
-        inputs += [path for path in (made.prm, made.annotations) if any(str(path) in text for text in argv)]
+        # Whatever else the settings name is read too.
+        others = (made.prm, made.annotations, *([] if begin.prm is None else [begin.prm]))
+        inputs += [path for path in others if any(str(path) in text for text in argv)]
         return self._of(iteration, "policy", argv, (made.policy,), inputs)
 
     def evaluate(self, iteration: int, begin: Begin) -> Stage:
@@ -139,6 +145,13 @@ class Plan:
     def made(self, iteration: int) -> Products:
         """Where an iteration puts what it makes."""
         return Products.made(iteration_folder(self.run, iteration))
+
+    def check(self) -> None:
+        """ConfigError for references of a first or of a later iteration that lead nowhere."""
+        place = self.run / "start"
+        known = self.config.start is not None and "@" in self.config.start
+        self._prepare(1, Begin(place, first=place, prm=place if known else None), "evaluate")
+        self._prepare(2, Begin(place, first=place, prm=place, level=len(self.config.harder)), "evaluate")
 
     def other(self, iteration: int, name: str, argv: Sequence[str], output: Path, inputs: Sequence[Path]) -> Stage:
         """A stage of an iteration without a config: publish and gate."""
@@ -163,14 +176,17 @@ class Plan:
     def _prepare(self, iteration: int, begin: Begin, stage: str) -> tuple[Products, list[str]]:
         """Where the iteration's products go, and a stage's settings as arguments."""
         known = self._outputs(iteration)
-        before = {"policy": str(begin.policy), "prm": None if begin.prm is None else str(begin.prm)}
-        known |= {"before": before}
+        known |= {"before": {"policy": str(begin.policy)} | ({} if begin.prm is None else {"prm": str(begin.prm)})}
         if begin.first is not None:
             known |= {"first": {"policy": str(begin.first)}}
         settings = stage_settings(self.config, iteration, known, begin.level)[stage]
         return self.made(iteration), _arguments(settings)
 
-    def _outputs(self, iteration: int) -> dict[str, dict[str, str | None]]:
+    def _judged(self, made: Products, begin: Begin) -> Path:
+        """The policy that the iteration's PRM is for."""
+        return made.policy if self.config.order == "policy_first" else begin.policy
+
+    def _outputs(self, iteration: int) -> dict[str, dict[str, str]]:
         made = self.made(iteration)
         outputs = {"annotate": made.annotations, "prm": made.prm, "policy": made.policy, "evaluate": made.evaluation}
         if self.config.sft is not None:
@@ -182,7 +198,7 @@ class Plan:
         stage: str,
         folder: Path,
         seed: int,
-        settings: Mapping[str, str] | Sequence[str],
+        settings: Sequence[str],
         wiring: Sequence[str] = (),
     ) -> tuple[str, ...]:
         """`prm fit`, by torchrun for several devices."""
@@ -192,8 +208,7 @@ class Plan:
             launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices))
             command = (sys.executable, *launcher, *command[1:])
         own = ["--config", str(self.configs[stage]), "--trainer.default_root_dir", str(folder)]
-        own += ["--seed_everything", str(seed), *wiring]
-        own += _arguments(settings) if isinstance(settings, Mapping) else settings
+        own += ["--seed_everything", str(seed), *wiring, *settings]
         own += ["--trainer.devices", str(devices)] if devices > 1 else []
         return (*command, *own, "--ckpt_path", "last")
 

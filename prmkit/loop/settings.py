@@ -73,7 +73,10 @@ def stage_settings(
     except OmegaConfBaseException as error:
         lines = [line.strip() for line in str(error).splitlines()]
         where = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "config")
-        raise ConfigError(where, lines[0], "references to keys of the loop's config, see docs/loop.md") from error
+        accepted = "references to keys of the loop's config, see docs/loop.md"
+        if "before.prm" in lines[0]:
+            accepted = "${before.prm} where there is one: in `later`, not in `set`, unless `start` is a version"
+        raise ConfigError(where, lines[0], accepted) from error
     return {name: dict(flatten(settings)) for name, settings in resolved.items()}
 
 

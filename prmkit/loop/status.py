@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from prmkit.errors import DataError
 from prmkit.io import read_json
-from prmkit.loop.plan import ITERATION_STAGES, PULL, iteration_folder
+from prmkit.loop.config import ORDERS
+from prmkit.loop.plan import LAST_STAGES, PULL, iteration_folder
 from prmkit.stages import COMPLETE_FILE, RECORD_FILE
 
 __all__ = ["LoopStatus", "StageStatus", "read_status"]
@@ -84,7 +85,7 @@ def read_status(run: Path, config_file: str) -> LoopStatus:
     for iteration in range(1, config["iterations"] + 1):
         folder = iteration_folder(run, iteration)
         pulled = (folder / PULL).is_dir()
-        names: tuple[str, ...] = ITERATION_STAGES
+        names: tuple[str, ...] = (*ORDERS[config["order"]], *LAST_STAGES)
         if pulled:  # the gate belongs to whoever published the version, unless that never came to it
             names = (PULL, "gate") if (folder / "gate").is_dir() else (PULL,)
         stages += [_stage(run, folder / name, iteration, name, process) for name in names]

@@ -1,4 +1,5 @@
-"""The loop as a user meets it: killed anywhere, started again, continued elsewhere, made again from its recipe."""
+"""The loop as a user meets it: killed anywhere, started again, continued elsewhere, made again from its recipe, with
+two processes a fit."""
 
 import hashlib
 import os
@@ -99,3 +100,13 @@ def test_the_recipe_makes_the_same_pair_again(undisturbed, tmp_path):
             content = (folder / file.path).read_bytes()
             assert len(content) == file.size, file.path
             assert hashlib.sha256(content).hexdigest() == file.sha256, file.path
+
+
+def test_two_processes_a_fit(tmp_path):
+    more = ("--devices", "2", "--iterations", "1", "--order", "prm_first")
+    subprocess.run(command(tmp_path / "run", tmp_path / "registry", *more), check=True, env=ENVIRONMENT)
+    for log in ("sft", "1-prm", "1-policy"):
+        assert "GLOBAL_RANK: 1, MEMBER: 2/2" in (tmp_path / "run" / "logs" / f"{log}.log").read_text(), log
+    found = Registry(tmp_path / "registry").manifest("quick@1")
+    assert "policy/model.safetensors" in found.located()
+    assert read_json(tmp_path / "run" / "iteration-1" / "policy" / "training.json")["steps"] > 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from prmkit.cli.loop import parse
+from prmkit.errors import ConfigError
 from prmkit.loop.config import STAGES, StageConfig
 from prmkit.loop.plan import Begin, Plan
 from prmkit.resources import find_config
@@ -14,7 +15,8 @@ from prmkit.resources import find_config
 
 def plan(run: Path, **changes) -> Plan:
     config = replace(parse(["--config", "configs/loop/accumulator.yaml"]), run=str(run), **changes)
-    return Plan(config, {name: find_config(getattr(config, name).config) for name in STAGES})
+    stages = [name for name in STAGES if getattr(config, name) is not None]
+    return Plan(config, {name: find_config(getattr(config, name).config) for name in stages})
 
 
 def value(stage, option: str) -> str:
@@ -39,7 +41,12 @@ def begins(run: Path) -> tuple[Begin, Begin]:
     one = run / "iteration-1"
     first = Begin(run / "sft/policy", first=run / "sft/policy")
     second = Begin(
-        one / "policy/policy", run / "sft/policy", one / "prm/model", (one / "annotate/annotations.jsonl",), 1
+        one / "policy/policy",
+        first=run / "sft/policy",
+        labelled=run / "sft/policy",
+        prm=one / "prm/model",
+        older=(one / "annotate/annotations.jsonl",),
+        level=1,
     )
     return first, second
 
@@ -47,13 +54,13 @@ def begins(run: Path) -> tuple[Begin, Begin]:
 def test_a_second_iteration_goes_on_from_the_first(made):
     begin = begins(made)[1]
     judged = StageConfig("configs/grpo/accumulator.yaml", {"data.prm.path": "${prm.output}"})
-    found = plan(made, policy=judged)
+    found = plan(made, policy=judged, order="prm_first")
     annotate, prm, policy, evaluate = (
         getattr(found, name)(2, begin) for name in ("annotate", "prm", "policy", "evaluate")
     )
     two = made / "iteration-2"
     assert value(annotate, "--policy") == str(begin.policy)
-    assert (value(annotate, "--offset"), value(annotate, "--task_options.hard_share")) == ("13500", "0.6")
+    assert (value(annotate, "--offset"), value(annotate, "--task_options.hard_share")) == ("12900", "0.8")
     assert value(prm, "--model.init_args.source.path") == str(begin.prm)
     records = json.loads(value(prm, "--data.init_args.train.0.path"))
     assert records == [str(two / "annotate/annotations.jsonl"), str(two / "replay.jsonl")]
@@ -72,7 +79,7 @@ def test_a_second_iteration_goes_on_from_the_first(made):
 
 def test_the_first_iteration_starts_from_the_policy(made):
     begin = begins(made)[0]
-    found = plan(made)
+    found = plan(made, order="prm_first")
     prm = found.prm(1, begin)
     assert value(prm, "--model.init_args.source.path") == str(made / "sft/policy")
     assert value(prm, "--data.init_args.train.0.path") == str(made / "iteration-1/annotate/annotations.jsonl")
@@ -81,11 +88,47 @@ def test_the_first_iteration_starts_from_the_policy(made):
 
 def test_controls_and_alternatives(made):
     begin = begins(made)[1]
-    assert value(plan(made, labels_from="first").annotate(2, begin), "--policy") == str(begin.first)
-    assert value(plan(made, prm_start="policy").prm(2, begin), "--model.init_args.source.path") == str(begin.policy)
+    assert value(plan(made, labels_from="first").annotate(2, begin), "--policy") == str(begin.labelled)
+    prm = plan(made, prm_start="policy", order="prm_first").prm(2, begin)
+    assert value(prm, "--model.init_args.source.path") == str(begin.policy)
     policy = plan(made, reference="first").policy(2, begin)
     assert value(policy, "--model.init_args.reference.path") == str(begin.first)
     assert begin.first in policy.inputs
+
+
+def test_policy_first_judges_what_comes_of_the_iteration(made):
+    rewarded = StageConfig("configs/grpo/accumulator.yaml", later={"data.prm.path": "${before.prm}"})
+    found = plan(made, order="policy_first", policy=rewarded)
+    first, second = begins(made)
+    one, two = made / "iteration-1", made / "iteration-2"
+    assert "--data.prm.path" not in found.policy(1, first).argv
+    assert value(found.annotate(1, first), "--policy") == str(one / "policy/policy")
+    assert value(found.prm(1, first), "--model.init_args.source.path") == str(one / "policy/policy")
+
+    policy = found.policy(2, second)
+    assert value(policy, "--data.prm.path") == str(second.prm)
+    assert second.prm in policy.inputs
+    annotate = found.annotate(2, second)
+    assert value(annotate, "--policy") == str(two / "policy/policy")
+    assert two / "policy/policy" in annotate.inputs
+    assert value(found.prm(2, second), "--model.init_args.source.path") == str(second.prm)
+    fresh = plan(made, order="policy_first", prm_start="policy").prm(2, second)
+    assert value(fresh, "--model.init_args.source.path") == str(two / "policy/policy")
+    control = plan(made, order="policy_first", labels_from="first")
+    begin = replace(second, labelled=one / "policy/policy")
+    assert value(control.annotate(1, first), "--policy") == str(one / "policy/policy")
+    assert value(control.annotate(2, begin), "--policy") == str(one / "policy/policy")
+
+
+def test_a_first_iteration_has_no_prm_before_it(made):
+    rewarded = StageConfig("configs/grpo/accumulator.yaml", {"data.prm.path": "${before.prm}"})
+    message = r"policy\.set\.data\.prm\.path: got .*before\.prm.*; accepted: .* in `later`, not in `set`"
+    with pytest.raises(ConfigError, match=message):
+        plan(made, order="policy_first", policy=rewarded).check()
+    plan(made, order="policy_first", policy=rewarded, sft=None, start="math@3").check()
+    later = replace(rewarded, set={}, later={"data.prm.path": "${before.prm}", "x": "${nowhere.y}"})
+    with pytest.raises(ConfigError, match=r"policy\.set\.x"):
+        plan(made, policy=later).check()
 
 
 def test_several_devices_are_started_by_torchrun(made):

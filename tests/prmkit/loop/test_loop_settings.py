@@ -83,6 +83,10 @@ def test_references_that_lead_nowhere(settings, message):
         ({"replay": 1.0}, "replay"),
         ({"threads": 0}, "threads"),
         ({"prm_start": "cold"}, "prm_start"),
+        ({"order": "prm"}, "order"),
+        ({"annotate": StageConfig("a.yaml", {"limit": {"x": "${policy.output}/x"}})}, r"annotate\.set"),
+        ({"order": "policy_first", "policy": StageConfig("p", later={"x": "${prm.output}"})}, r"policy\.set"),
+        ({"harder": [HarderConfig(0.5, prm={"x": "${evaluate.output}"})]}, r"prm\.set"),
         ({"on_refusal": "ignore"}, "on_refusal"),
     ],
 )
@@ -117,6 +121,7 @@ def test_a_version_is_known_by_what_decides_it(tmp_path):
         assert changed[0] == first, name  # of no meaning in a first iteration
         assert changed[1] != second, name
     assert keys(replace(config, seed=1))[0] != first
+    assert not set(keys(replace(config, order="policy_first"))) & {first, second}
     configs["policy"].write_text("a: 2")
     assert not set(keys(config)) & {first, second}
 

@@ -14,7 +14,7 @@ from prmkit.cli import main
 from prmkit.errors import DataError
 from prmkit.loop.status import read_status
 
-CONFIG = {"pair": "toy", "iterations": 2, "seed": 0, "start": None, "alias": "best"}
+CONFIG = {"pair": "toy", "iterations": 2, "seed": 0, "start": None, "alias": "best", "order": "policy_first"}
 
 RUNNER = """
     import sys, time
@@ -87,7 +87,7 @@ def test_versions_and_what_was_pulled(run, capsys):
     assert [s.name for s in found.stages] == [
         "pull",
         "gate",
-        *("annotate", "prm", "policy", "evaluate", "publish", "gate"),
+        *("policy", "annotate", "prm", "evaluate", "publish", "gate"),
     ]
     main(["loop", "status", str(run)])
     text = capsys.readouterr().out
