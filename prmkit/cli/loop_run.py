@@ -60,13 +60,15 @@ class IterationResult:
 
 @dataclass(frozen=True)
 class _State:
-    """Where the loop stands: what the next iteration begins with, the version that is its parent, and the first one."""
+    """Where the loop stands: what the next iteration begins with, the version that is its parent, the first one that
+    the loop made, and the one that it started from."""
 
     begin: Begin
     parent: str | None = None
     figures: Mapping[str, float] | None = None
     iteration: int = 0  # that made it
     first: str | None = None
+    start: str | None = None
 
 
 class Loop:
@@ -106,7 +108,7 @@ class Loop:
             older = (*state.begin.older, *after.begin.older)
             if result.passed or self.config.on_refusal == "continue":
                 begin = replace(after.begin, first=state.begin.first, labelled=state.begin.labelled, older=older)
-                state = replace(after, first=state.first, begin=begin)
+                state = replace(after, first=state.first, start=state.start, begin=begin)
             elif self.config.on_refusal == "stop":
                 self._say(f"{result.ref} does not pass the gate; the loop stops (on_refusal)")
                 break
@@ -194,17 +196,21 @@ class Loop:
         """The commands that make the iteration again in an empty folder, from its parent."""
         moved = {self.folder: "run"}
         before: list[tuple[str, ...]] = []
+
+        def pull(ref: str, place: str, policy: Path | None, prm: Path | None = None) -> None:
+            before.append(("prm", "pairs", "pull", ref, f"run/{place}/pair"))
+            for name, path in (("policy", policy), ("prm", prm)):
+                if path is not None:
+                    moved[path] = f"run/{place}/pair/{name}"
+
         if state.parent is not None:
-            place = f"run/iteration-{state.iteration}/pull/pair" if state.iteration else "run/start/pair"
-            before.append(("prm", "pairs", "pull", state.parent, place))
-            moved[state.begin.policy] = f"{place}/policy"
-            if state.begin.prm is not None:
-                moved[state.begin.prm] = f"{place}/prm"
-        labelled = state.begin.labelled if self.config.labels_from == "first" else None
-        if self.config.order == "policy_first" and labelled and state.first and state.first != state.parent:
-            place = f"{iteration_folder(Path('run'), 1)}/pull/pair"
-            before.append(("prm", "pairs", "pull", state.first, place))
-            moved[labelled] = f"{place}/policy"
+            place = f"iteration-{state.iteration}/pull" if state.iteration else "start"
+            pull(state.parent, place, state.begin.policy, state.begin.prm)
+        if self.config.needs_first and state.start not in (None, state.parent):
+            pull(state.start, "start", state.begin.first)
+        labelled = self.config.labels_from == "first" and self.config.order == "policy_first"
+        if labelled and state.first not in (None, state.parent):
+            pull(state.first, "iteration-1/pull", state.begin.labelled)
         if self.config.sft is not None and (state.parent is None or self.config.needs_first):
             before.append(self.plan.sft().argv)
         return recipe_commands([*before, *commands], moved)
@@ -245,7 +251,8 @@ class Loop:
             {name: figure.value for name, figure in manifest.metrics.figures.items()} if manifest.metrics else None
         )
         policy = folder / "pair" / "policy"
-        return _State(Begin(policy, first=policy, prm=folder / "pair" / "prm"), manifest.ref, figures)
+        begin = Begin(policy, first=policy, prm=folder / "pair" / "prm")
+        return _State(begin, manifest.ref, figures, start=manifest.ref)
 
     def _run(self, stage: Stage) -> Stage:
         result: StageResult = self._runner.run(stage)

@@ -72,7 +72,7 @@ def killed_at_random():
     between `waits` seconds."""
 
     def run(command, folder, complete, *, kills, waits, seed, timeout, env):
-        rng = random.Random(seed)
+        rng, landed = random.Random(seed), 0
         while not complete():
             process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             if kills > 0:
@@ -81,7 +81,9 @@ def killed_at_random():
                 kills -= 1
             _, errors = process.communicate(timeout=timeout)
             assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+            landed += process.returncode == -signal.SIGKILL
             wait_for_orphans(folder)
+        assert landed > 1, "hardly anything was killed"
 
     return run
 
