@@ -26,16 +26,17 @@ class BeamParams(StepwiseParams):
         width: next steps drawn behind each beam, so that n / width beams are kept.
         aggregation: ranks candidates by the scores of their steps.
         lookahead: greedy steps written behind a candidate, whose scores rank it; 0 ranks it by its own.
-        merge_equal: equal candidates share one place in the beam. If false every sample takes a place, so that a step
-            keeps as many as it was drawn, and what the policy seldom writes cannot fill the beam by its score alone:
-            wide beams are misled less. Only beam search reads it; DVTS's trees are independent anyway.
+        merge_equal: equal candidates share one place in the beam, and a step that the policy seldom writes is gone on
+            from as much as one that it always writes. If false every sample takes a place, so that a step keeps as many
+            as it was drawn, and cannot fill the beam by its score alone: wide beams are misled less. Only beam search
+            reads it; DVTS's trees are independent anyway.
     """
 
     n: int = 16
     width: int = 4
     aggregation: Aggregation = "last"
     lookahead: int = 0
-    merge_equal: bool = True
+    merge_equal: bool = False
 
     def __post_init__(self) -> None:
         StepwiseParams.__post_init__(self)
