@@ -32,6 +32,7 @@ CURVES = yaml.safe_load(Path("configs/search/methods.yaml").read_text())
 GUIDED = ("best_of_n", "beam_search", "dvts", "rebase", "compute_optimal")
 FAST = ("--greedy", "false", "--in_flight", "256", "--engine.max_rows", "256", "--chunk", "60")
 TASK = ("--task", "accumulator", "--task_options", '{"hard_share": 0.0}')
+PLAIN = ("--beam_search.merge_equal=true", "--beam_search.max_children=null")
 LABELS = ("--wrong_per_problem=12", "--right_per_problem=0")
 _STRIDE = 300  # test problems from one pair to the next
 
@@ -65,12 +66,12 @@ class Pair:
 
     def misled(self, prm: Path, problems: int, number: int) -> dict[str, Any]:
         """Labels by the policy's rollouts of the wrong solutions that a PRM scores highest in wide beams, on training
-        problems new in every round. Beams that merge equal steps find most of them."""
+        problems new in every round. Plain beams that merge equal steps find most of them."""
         work = self._work / f"round{number}"
         where = ("--split", "train", "--offset", str(20000 + problems * number), "--limit", str(problems))
         found = ("--policy", str(self.policy), "--prm", str(prm), *self._seed(), *TASK, *where)
-        beams = ("--beam_search.aggregation=product", "--beam_search.step_tokens=16", "--beam_search.merge_equal=true")
-        sizes = ("--method=beam_search", "--budgets=64", "--sampling.max_tokens=64", *beams)
+        beams = ("--beam_search.aggregation=product", "--beam_search.step_tokens=16")
+        sizes = ("--method=beam_search", "--budgets=64", "--sampling.max_tokens=64", *beams, *PLAIN)
         _run("search", *found, *sizes, *FAST, "--output", str(work / "search"))
         source = ("--candidates", str(work / "search/rows.jsonl"), "--policy", str(self.policy), *self._seed())
         _run(
@@ -112,13 +113,13 @@ def cured(pairs: Sequence[Pair], work: Path, problems: int, rounds: int) -> Path
 
 
 def over_optimisation(pairs: Sequence[Pair], cure: Path) -> dict[str, Any]:
-    """{guide: {method: {budget: figures}, gains}}: under a pair's own PRM, under the cured one, and `merged`: beam
-    search with merge_equal = true under the pair's own. `gains` are {method: {mean, se}} of the headline's accuracy at
+    """{guide: {method: {budget: figures}, gains}}: under a pair's own PRM, under the cured one, and `plain`: beam
+    search with PLAIN settings under the pair's own. `gains` are {method: {mean, se}} of the headline's accuracy at
     the greatest budget less that at a quarter of it, paired by problem."""
-    searches: dict[str, list[SearchRow]] = {"merged": [], "own": [], "cured": []}
+    searches: dict[str, list[SearchRow]] = {"plain": [], "own": [], "cured": []}
     for pair in pairs:
         searches["own"] += pair.curves("curves", pair.prm, GUIDED)
-        searches["merged"] += pair.curves("merged", pair.prm, ("beam_search",), "--beam_search.merge_equal=true")
+        searches["plain"] += pair.curves("plain", pair.prm, ("beam_search",), *PLAIN)
         searches["cured"] += pair.curves("cured", cure, GUIDED, "--budgets", "128,512,2048")
     return {name: {**by_method(rows), "gains": _gains(rows)} for name, rows in searches.items()}
 

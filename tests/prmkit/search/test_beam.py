@@ -64,6 +64,19 @@ def test_equal_candidates_may_keep_their_places(step_policy):
     assert budget.spent.samples == 128
 
 
+@pytest.mark.parametrize("most", [None, 2, 1])
+def test_a_beam_keeps_so_many_children_at_most(step_policy, most):
+    """Of four beams one is `a`, and the steps behind it rank above all that are behind the others."""
+    lines = {(): {"a": 0.12, "b": 0.88}, ("a",): {"c": 1.0}, ("b",): {"d": 1.0}}
+    engine = step_policy(lambda _, written: lines.get(written, {"e$": 1.0}))
+    scorer = TableScorer({"a": 0.55, "b": 0.5, "c": 0.9, "d": 0.6, "e": 1.0})
+    result, _ = run(beam_search, engine, scorer, BeamParams(n=16, width=4, max_children=most))
+    (gone_on,) = (node.count for node in result.nodes if node.text == "c")
+    assert gone_on == 4
+    kept = most or 4
+    assert Counter(map(lines_of, result.traces)) == Counter({"ace": 4 * kept, "bde": 16 - 4 * kept})
+
+
 TRAP = {"a": 0.9, "b": 0.6, "c": 0.1, "d": 0.8}
 
 
