@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,10 @@ CURVES = yaml.safe_load(Path("configs/search/methods.yaml").read_text())
 GUIDED = ("best_of_n", "beam_search", "dvts", "rebase", "compute_optimal")
 FAST = ("--greedy", "false", "--in_flight", "256", "--engine.max_rows", "256", "--chunk", "60")
 TASK = ("--task", "accumulator", "--task_options", '{"hard_share": 0.0}')
-PLAIN = ("--beam_search.merge_equal=true", "--beam_search.max_children=null")
+BEAMS = {
+    name: (f"--beam_search.merge_equal={merge}", "--beam_search.max_children=null")
+    for name, merge in (("merged", "true"), ("plain", "false"))
+}
 LABELS = ("--wrong_per_problem=12", "--right_per_problem=0")
 _STRIDE = 300  # test problems from one pair to the next
 
@@ -71,7 +74,7 @@ class Pair:
         where = ("--split", "train", "--offset", str(20000 + problems * number), "--limit", str(problems))
         found = ("--policy", str(self.policy), "--prm", str(prm), *self._seed(), *TASK, *where)
         beams = ("--beam_search.aggregation=product", "--beam_search.step_tokens=16")
-        sizes = ("--method=beam_search", "--budgets=64", "--sampling.max_tokens=64", *beams, *PLAIN)
+        sizes = ("--method=beam_search", "--budgets=64", "--sampling.max_tokens=64", *beams, *BEAMS["merged"])
         _run("search", *found, *sizes, *FAST, "--output", str(work / "search"))
         source = ("--candidates", str(work / "search/rows.jsonl"), "--policy", str(self.policy), *self._seed())
         _run(
@@ -95,6 +98,11 @@ class Pair:
         return "--seed", str(self._number)
 
 
+def pooled(pairs: Sequence[Pair], work: Path, rounds: int) -> Path:
+    """The first pair's PRM, trained on with the first labels of all pairs, for as many epochs as `cured` in all."""
+    return _trained(pairs[0].prm, [pair.labels for pair in pairs], work / "pooled", sum(range(rounds + 1)))
+
+
 def cured(pairs: Sequence[Pair], work: Path, problems: int, rounds: int) -> Path:
     """A PRM of all pairs' labels, trained on in rounds against what misled searches: every round searches new problems
     under the last PRM (in the first one, under each pair's own), and goes on from it with the labels of all rounds."""
@@ -102,25 +110,31 @@ def cured(pairs: Sequence[Pair], work: Path, problems: int, rounds: int) -> Path
     model = pairs[0].prm
     for number in range(1, rounds + 1):
         labels += [pair.misled(pair.prm if number == 1 else model, problems, number) for pair in pairs]
-        output = work / f"cured{number}"
-        if not (output / "model").is_dir():
-            fit = ("--config", "configs/prm/accumulator.yaml", "--trainer.default_root_dir", str(output))
-            short = ("--trainer.max_epochs", str(number), "--data.init_args.batch.max_tokens", "960")
-            data = ("--model.init_args.source.path", str(model), "--data.init_args.train", json.dumps(labels))
-            _run("fit", *fit, *short, *data, "--ckpt_path", "last")
-        model = output / "model"
+        model = _trained(model, labels, work / f"cured{number}", epochs=number)
     return model
 
 
-def over_optimisation(pairs: Sequence[Pair], cure: Path) -> dict[str, Any]:
-    """{guide: {method: {budget: figures}, gains}}: under a pair's own PRM, under the cured one, and `plain`: beam
-    search with PLAIN settings under the pair's own. `gains` are {method: {mean, se}} of the headline's accuracy at
-    the greatest budget less that at a quarter of it, paired by problem."""
-    searches: dict[str, list[SearchRow]] = {"plain": [], "own": [], "cured": []}
+def _trained(model: Path, labels: Sequence[Mapping[str, Any]], output: Path, epochs: int) -> Path:
+    if not (output / "model").is_dir():
+        fit = ("--config", "configs/prm/accumulator.yaml", "--trainer.default_root_dir", str(output))
+        short = ("--trainer.max_epochs", str(epochs), "--data.init_args.batch.max_tokens", "960")
+        data = ("--model.init_args.source.path", str(model), "--data.init_args.train", json.dumps(list(labels)))
+        _run("fit", *fit, *short, *data, "--ckpt_path", "last")
+    return output / "model"
+
+
+def over_optimisation(pairs: Sequence[Pair], prms: Mapping[str, Path]) -> dict[str, Any]:
+    """{guide: {method: {budget: figures}, gains}}: under a pair's own PRM (`own`) and under others, by name; beam
+    search also with the settings of BEAMS (`<guide>_<setting>`). `gains` are {method: {mean, se}} of the headline's
+    accuracy at the greatest budget less that at a quarter of it, paired by problem."""
+    searches: dict[str, list[SearchRow]] = {}
     for pair in pairs:
-        searches["own"] += pair.curves("curves", pair.prm, GUIDED)
-        searches["plain"] += pair.curves("plain", pair.prm, ("beam_search",), *PLAIN)
-        searches["cured"] += pair.curves("cured", cure, GUIDED, "--budgets", "128,512,2048")
+        for guide, model in {"own": pair.prm, **prms}.items():
+            folder, budgets = ("curves", ()) if guide == "own" else (guide, ("--budgets", "128,512,2048"))
+            searches.setdefault(guide, []).extend(pair.curves(folder, model, GUIDED, *budgets))
+            for name, settings in BEAMS.items():
+                found = pair.curves(f"{guide}_{name}", model, ("beam_search",), *settings, *budgets)
+                searches.setdefault(f"{guide}_{name}", []).extend(found)
     return {name: {**by_method(rows), "gains": _gains(rows)} for name, rows in searches.items()}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["draw"]
 
-_GUIDES = {"plain": ":", "own": "--", "cured": "-"}
+_GUIDES = {"own_merged": ":", "own": "--", "cured": "-"}
 _COLORS = {
     "best_of_n": "#D55E00",
     "beam_search": "#0072B2",
@@ -36,7 +36,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
                 budgets = figures[guide].get(method, {})
                 cells = [found[selection] for found in budgets.values()]
                 means, errors = [cell["mean"] for cell in cells], [cell["se"] for cell in cells]
-                label = {"own": None, "cured": method, "plain": f"{method}, plain"}[guide]
+                label = {"own": None, "cured": method, "own_merged": f"{method}, equal steps merged"}[guide]
                 if cells:
                     axes.errorbar(
                         list(map(int, budgets)), means, errors, color=color, linestyle=line, marker=".", label=label

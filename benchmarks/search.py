@@ -16,7 +16,8 @@ Written to results/search.json, parts that are not asked for as they were:
 - engine_calls_by_problems, engine_calls_by_steps: batches that the stand-in ran, by number of problems and by depth.
 - curves: accuracy by method at equal token budgets (configs/search/methods.yaml), problems of all pairs together.
 - rescored: accuracy by guide, selection and samples of the demos' own samples; see `_search_curves.rescored`.
-- over_optimisation: accuracy by guide, method and budget; see `_search_curves.cured` and `over_optimisation`.
+- over_optimisation: accuracy by guide, method and budget; see `_search_curves.over_optimisation`, `pooled`
+  and `cured`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 
 import torch
 from _environment import RESULTS, write_result
-from _search_curves import HEADLINE, Pair, by_method, cured, over_optimisation, rescored
+from _search_curves import HEADLINE, Pair, by_method, cured, over_optimisation, pooled, rescored
 from _search_plot import draw
 
 from prmkit.engines import HFEngine
@@ -263,7 +264,8 @@ def main() -> None:
         figures["rescored"] = {"pairs": len(pairs), "problems_a_pair": arguments.problems, **found}
     if "over_optimisation" in arguments.parts and not arguments.quick:
         cure = cured(pairs, arguments.work, arguments.train_problems, arguments.rounds)
-        figures["over_optimisation"] = found = over_optimisation(pairs, cure)
+        guides = {"pooled": pooled(pairs, arguments.work, arguments.rounds), "cured": cure}
+        figures["over_optimisation"] = found = over_optimisation(pairs, guides)
         if arguments.exhibit is not None:
             draw(found, arguments.exhibit)
     if not arguments.quick:
