@@ -123,18 +123,23 @@ def _trained(model: Path, labels: Sequence[Mapping[str, Any]], output: Path, epo
     return output / "model"
 
 
-def over_optimisation(pairs: Sequence[Pair], prms: Mapping[str, Path]) -> dict[str, Any]:
-    """{guide: {method: {budget: figures}, gains}}: under a pair's own PRM (`own`) and under others, by name; beam
-    search also with the settings of BEAMS (`<guide>_<setting>`). `gains` are {method: {mean, se}} of the headline's
-    accuracy at the greatest budget less that at a quarter of it, paired by problem."""
+def over_optimisation(pairs: Sequence[Pair], more: Path, cure: Path) -> dict[str, Any]:
+    """{guide: {method: {budget: figures}, gains}}: under a pair's own PRM (`own`), one of `pooled` labels and a `cured`
+    one; beam search also with the settings of BEAMS (`<guide>_<setting>`). `gains` are {method: {mean, se}} of the
+    headline's accuracy at the greatest budget less that at a quarter of it, paired by problem."""
+    beam, large = ("beam_search",), ("--budgets", "128,512,2048")
     searches: dict[str, list[SearchRow]] = {}
     for pair in pairs:
-        for guide, model in {"own": pair.prm, **prms}.items():
-            folder, budgets = ("curves", ()) if guide == "own" else (guide, ("--budgets", "128,512,2048"))
-            searches.setdefault(guide, []).extend(pair.curves(folder, model, GUIDED, *budgets))
-            for name, settings in BEAMS.items():
-                found = pair.curves(f"{guide}_{name}", model, ("beam_search",), *settings, *budgets)
-                searches.setdefault(f"{guide}_{name}", []).extend(found)
+        found = {
+            "own": pair.curves("curves", pair.prm, GUIDED),
+            "pooled": pair.curves("pooled", more, ("best_of_n", *beam), *large),
+            "cured": pair.curves("cured", cure, GUIDED, *large),
+        }
+        for name, settings in BEAMS.items():
+            found[f"own_{name}"] = pair.curves(f"own_{name}", pair.prm, beam, *settings)
+            found[f"cured_{name}"] = pair.curves(f"cured_{name}", cure, beam, *settings, *large)
+        for name, rows in found.items():
+            searches.setdefault(name, []).extend(rows)
     return {name: {**by_method(rows), "gains": _gains(rows)} for name, rows in searches.items()}
 
 

@@ -264,8 +264,8 @@ def main() -> None:
         figures["rescored"] = {"pairs": len(pairs), "problems_a_pair": arguments.problems, **found}
     if "over_optimisation" in arguments.parts and not arguments.quick:
         cure = cured(pairs, arguments.work, arguments.train_problems, arguments.rounds)
-        guides = {"pooled": pooled(pairs, arguments.work, arguments.rounds), "cured": cure}
-        figures["over_optimisation"] = found = over_optimisation(pairs, guides)
+        more = pooled(pairs, arguments.work, arguments.rounds)
+        figures["over_optimisation"] = found = over_optimisation(pairs, more, cure)
         if arguments.exhibit is not None:
             draw(found, arguments.exhibit)
     if not arguments.quick:
