@@ -125,8 +125,7 @@ def _trained(model: Path, labels: Sequence[Mapping[str, Any]], output: Path, epo
 
 def over_optimisation(pairs: Sequence[Pair], more: Path, cure: Path) -> dict[str, Any]:
     """{guide: {method: {budget: figures}, gains}}: under a pair's own PRM (`own`), one of `pooled` labels and a `cured`
-    one; beam search also with the settings of BEAMS (`<guide>_<setting>`). `gains` are {method: {mean, se}} of the
-    headline's accuracy at the greatest budget less that at a quarter of it, paired by problem."""
+    one; beam search also with the settings of BEAMS (`<guide>_<setting>`). For `gains` see there."""
     beam, large = ("beam_search",), ("--budgets", "128,512,2048")
     searches: dict[str, list[SearchRow]] = {}
     for pair in pairs:
@@ -140,10 +139,11 @@ def over_optimisation(pairs: Sequence[Pair], more: Path, cure: Path) -> dict[str
             found[f"cured_{name}"] = pair.curves(f"cured_{name}", cure, beam, *settings, *large)
         for name, rows in found.items():
             searches.setdefault(name, []).extend(rows)
-    return {name: {**by_method(rows), "gains": _gains(rows)} for name, rows in searches.items()}
+    return {name: {**by_method(rows), "gains": gains(rows)} for name, rows in searches.items()}
 
 
-def _gains(rows: Sequence[SearchRow]) -> dict[str, Any]:
+def gains(rows: Sequence[SearchRow]) -> dict[str, Any]:
+    """{method: {mean, se}}: the headline's accuracy at the greatest budget less that at a quarter of it, by problem."""
     found = {}
     most = max(row.budget or 0 for row in rows)
     for method in dict.fromkeys(row.method for row in rows):

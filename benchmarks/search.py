@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from _environment import RESULTS, write_result
-from _search_curves import HEADLINE, Pair, by_method, cured, over_optimisation, pooled, rescored
+from _search_curves import HEADLINE, Pair, by_method, cured, gains, over_optimisation, pooled, rescored
 from _search_plot import draw
 
 from prmkit.engines import HFEngine
@@ -255,7 +255,8 @@ def main() -> None:
         figures |= throughput(arguments.pairs[0], *((20, 20) if arguments.quick else (500, arguments.at_once)))
     if "curves" in arguments.parts and not arguments.quick:
         rows = [row for pair in pairs for row in pair.curves("curves", pair.prm, METHODS)]
-        figures["curves"] = {"pairs": len(pairs), "problems": len({row.problem_id for row in rows}), **by_method(rows)}
+        problems = len({row.problem_id for row in rows})
+        figures["curves"] = {"pairs": len(pairs), "problems": problems, "gains": gains(rows), **by_method(rows)}
         if arguments.picture is not None:
             title = f"accumulator, test: {len(pairs)} pairs, {figures['curves']['problems']} problems"
             save_figure(comparison_figure(comparison_figures(rows, HEADLINE), "tokens", title), arguments.picture)
