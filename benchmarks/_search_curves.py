@@ -7,23 +7,36 @@ benchmark that was stopped goes on where it was.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from prmkit.cli import main as prm
 from prmkit.evaluation.accuracy import mean_and_se, problem_accuracy, samples_from_rows
 from prmkit.evaluation.comparison import comparison_figures, levels_of
+from prmkit.io import write_json
 from prmkit.models import PRMModel
 from prmkit.scoring import EnsembleScorer, PRMScorer
 from prmkit.scoring.ensemble import PESSIMISMS
+from prmkit.search.methods import METHODS
 from prmkit.search.rows import SearchRow, read_rows
 from prmkit.types import StepScorer
 
 HEADLINE = "product_vote"
 SELECTIONS = ("majority", "product_vote", "product_max", "last_vote", "last_max", "min_vote", "min_max", "oracle")
-STEPWISE = ("beam_search", "dvts", "rebase")
+CURVES = yaml.safe_load(Path("configs/search/methods.yaml").read_text())
+GUIDED = ("best_of_n", "beam_search", "dvts", "rebase", "compute_optimal")
+FAST = ("--greedy", "false", "--in_flight", "256", "--engine.max_rows", "256", "--chunk", "60")
+TASK = ("--task", "accumulator", "--task_options", '{"hard_share": 0.0}')
+BEAMS = {
+    name: (f"--beam_search.merge_equal={merge}", "--beam_search.max_children=null")
+    for name, merge in (("merged", "true"), ("plain", "false"))
+}
+LABELS = ("--wrong_per_problem=12", "--right_per_problem=0")
 _STRIDE = 300  # test problems from one pair to the next
 
 
@@ -40,55 +53,40 @@ class Pair:
     def __init__(self, folder: Path, number: int, problems: int, work: Path) -> None:
         self.policy, self.prm = folder / "sft/policy", folder / "prm/model"
         self.samples = folder / "search/rows.jsonl"
-        self._labels = folder / "annotate/annotations.jsonl"
+        self.labels = {"path": str(folder / "annotate/annotations.jsonl"), "offset": 150}
         self._number, self._problems = number, problems
         self._work = work / f"pair{number}"
-        self._retrained = self._work / "prm/model"
 
-    def curves(self) -> list[SearchRow]:
-        """Rows of all methods at equal token budgets."""
-        return self._search("curves", "--config", "configs/search/methods.yaml", "--prm", str(self.prm))
+    def curves(self, name: str, prm: Path, methods: Sequence[str], *settings: str) -> list[SearchRow]:
+        """Rows of methods at equal token budgets under a PRM; a run each, so that one that changed can be run again."""
+        rows: list[SearchRow] = []
+        for method in methods:
+            config = self._work / name / f"{method}.json"  # a run knows no settings of methods that it does not hold
+            shared = {key: value for key, value in CURVES.items() if key == method or key not in METHODS}
+            write_json(config, {**shared, "method": method})
+            rows += self._search(f"{name}/{method}", "--config", str(config), "--prm", str(prm), *settings)
+        return rows
 
-    def guided(self, name: str, prms: Sequence[Path], methods: Sequence[str], *settings: str) -> list[SearchRow]:
-        """Rows of some methods with 4, 16 and 64 samples, under one PRM or the lowest score of several."""
-        shape = [
-            f"--{m}.{part}" for m in methods if m in STEPWISE for part in ("aggregation=product", "step_tokens=16")
-        ]
-        models = [part for path in prms for part in ("--prm", str(path))]
-        sizes = ("--method", ",".join(methods), "--budgets", "4,16,64", "--sampling.max_tokens", "64")
-        fast = ("--greedy", "false", "--in_flight", "256", "--engine.max_rows", "256", "--chunk", "60")
-        return self._search(name, *models, *sizes, *fast, *shape, *settings)
-
-    def retrained(self, problems: int) -> Path:
-        """A PRM that also learned from what misled searches under the first one, on problems of the training split."""
-        traces, hard = self._work / "traces", self._work / "hard.jsonl"
-        seed = ("--seed", str(self._number))
-        found = ("--task", "accumulator", "--split", "train", "--offset", "20000", "--limit", str(problems))
-        sizes = (
-            "--method",
-            "best_of_n,beam_search",
-            "--budgets",
-            "32",
-            "--sampling.max_tokens",
-            "64",
-            "--greedy",
-            "false",
+    def misled(self, prm: Path, problems: int, number: int) -> dict[str, Any]:
+        """Labels by the policy's rollouts of the wrong solutions that a PRM scores highest in wide beams, on training
+        problems new in every round. Plain beams that merge equal steps find most of them."""
+        work = self._work / f"round{number}"
+        where = ("--split", "train", "--offset", str(20000 + problems * number), "--limit", str(problems))
+        found = ("--policy", str(self.policy), "--prm", str(prm), *self._seed(), *TASK, *where)
+        beams = ("--beam_search.aggregation=product", "--beam_search.step_tokens=16")
+        sizes = ("--method=beam_search", "--budgets=64", "--sampling.max_tokens=64", *beams, *BEAMS["merged"])
+        _run("search", *found, *sizes, *FAST, "--output", str(work / "search"))
+        source = ("--candidates", str(work / "search/rows.jsonl"), "--policy", str(self.policy), *self._seed())
+        _run(
+            "annotate",
+            "--config",
+            "configs/annotate/traces.yaml",
+            *source,
+            *LABELS,
+            "--output",
+            str(work / "hard.jsonl"),
         )
-        shape = ("--beam_search.width=4", "--beam_search.aggregation=product", "--beam_search.step_tokens=16")
-        fast = ("--in_flight", "128", "--chunk", "32", "--engine.max_rows", "256")
-        pair = ("--policy", str(self.policy), "--prm", str(self.prm))
-        _run("search", *pair, "--output", str(traces), *found, *sizes, *shape, *fast, *seed)
-        labels = ("--wrong_per_problem", "6", "--right_per_problem", "1", "--threshold", "0.125")
-        source = ("--method", "traces", "--candidates", str(traces / "rows.jsonl"), "--policy", str(self.policy))
-        sampling = ("--sampling.max_tokens", "64", "--engine.max_rows", "256", "--in_flight", "200")
-        _run("annotate", *source, "--output", str(hard), *labels, *sampling, *seed)
-        if not self._retrained.is_dir():
-            sources = f'[{{"path": "{self._labels}", "offset": 150}}, {{"path": "{hard}"}}]'
-            fit = ("--trainer.default_root_dir", str(self._work / "prm"), "--seed_everything", str(self._number))
-            short = ("--trainer.max_epochs", "2", "--data.init_args.batch.max_tokens", "960")
-            data = ("--model.init_args.source.path", str(self.prm), "--data.init_args.train", sources)
-            _run("fit", "--config", "configs/prm/accumulator.yaml", *fit, *short, *data, "--ckpt_path", "last")
-        return self._retrained
+        return {"path": str(work / "hard.jsonl")}
 
     def _search(self, name: str, *arguments: str) -> list[SearchRow]:
         output = self._work / name
@@ -100,30 +98,62 @@ class Pair:
         return "--seed", str(self._number)
 
 
-def over_optimisation(pairs: Sequence[Pair], train_problems: int) -> dict[str, Any]:
-    """{guide: {method: {samples: figures}}}: under a pair's own PRM; under the lowest score of all pairs' PRMs; under a
-    PRM retrained on the search's own traces; and under the lowest score of that and the other pairs' PRMs.
-    `beam_search_places` is beam search with merge_equal = false."""
+def pooled(pairs: Sequence[Pair], work: Path, rounds: int) -> Path:
+    """The first pair's PRM, trained on with the first labels of all pairs, for as many epochs as `cured` in all."""
+    return _trained(pairs[0].prm, [pair.labels for pair in pairs], work / "pooled", sum(range(rounds + 1)))
+
+
+def cured(pairs: Sequence[Pair], work: Path, problems: int, rounds: int) -> Path:
+    """A PRM of all pairs' labels, trained on in rounds against what misled searches: every round searches new problems
+    under the last PRM (in the first one, under each pair's own), and goes on from it with the labels of all rounds."""
+    labels = [pair.labels for pair in pairs]
+    model = pairs[0].prm
+    for number in range(1, rounds + 1):
+        labels += [pair.misled(pair.prm if number == 1 else model, problems, number) for pair in pairs]
+        model = _trained(model, labels, work / f"cured{number}", epochs=number)
+    return model
+
+
+def _trained(model: Path, labels: Sequence[Mapping[str, Any]], output: Path, epochs: int) -> Path:
+    if not (output / "model").is_dir():
+        fit = ("--config", "configs/prm/accumulator.yaml", "--trainer.default_root_dir", str(output))
+        short = ("--trainer.max_epochs", str(epochs), "--data.init_args.batch.max_tokens", "960")
+        data = ("--model.init_args.source.path", str(model), "--data.init_args.train", json.dumps(list(labels)))
+        _run("fit", *fit, *short, *data, "--ckpt_path", "last")
+    return output / "model"
+
+
+def over_optimisation(pairs: Sequence[Pair], more: Path, cure: Path) -> dict[str, Any]:
+    """{guide: {method: {budget: figures}, gains}}: under a pair's own PRM (`own`), one of `pooled` labels and a `cured`
+    one; beam search also with the settings of BEAMS (`<guide>_<setting>`). For `gains` see there."""
+    beam, large = ("beam_search",), ("--budgets", "128,512,2048")
     searches: dict[str, list[SearchRow]] = {}
-    places: dict[str, list[SearchRow]] = {}
     for pair in pairs:
-        others = [other.prm for other in pairs if other is not pair]
-        retrained = pair.retrained(train_problems)
-        guides = {
-            "own": [pair.prm],
-            "min_of_all": [pair.prm, *others],
-            "retrained": [retrained],
-            "min_with_retrained": [retrained, *others],
+        found = {
+            "own": pair.curves("curves", pair.prm, GUIDED),
+            "pooled": pair.curves("pooled", more, ("best_of_n", *beam), *large),
+            "cured": pair.curves("cured", cure, GUIDED, *large),
         }
-        for name, guide in guides.items():
-            found = pair.guided(name, guide, ("best_of_n", *STEPWISE))
-            searches.setdefault(name, []).extend(found)
-            apart = pair.guided(f"{name}-places", guide, ("beam_search",), "--beam_search.merge_equal=false")
-            places.setdefault(name, []).extend(apart)
-    return {
-        name: {**by_method(found), "beam_search_places": by_method(places[name])["beam_search"]}
-        for name, found in searches.items()
-    }
+        for name, settings in BEAMS.items():
+            found[f"own_{name}"] = pair.curves(f"own_{name}", pair.prm, beam, *settings)
+            found[f"cured_{name}"] = pair.curves(f"cured_{name}", cure, beam, *settings, *large)
+        for name, rows in found.items():
+            searches.setdefault(name, []).extend(rows)
+    return {name: {**by_method(rows), "gains": gains(rows)} for name, rows in searches.items()}
+
+
+def gains(rows: Sequence[SearchRow]) -> dict[str, Any]:
+    """{method: {mean, se}}: the headline's accuracy at the greatest budget less that at a quarter of it, by problem."""
+    found = {}
+    most = max(row.budget or 0 for row in rows)
+    for method in dict.fromkeys(row.method for row in rows):
+        less, more = (
+            samples_from_rows([row for row in rows if (row.method, row.budget) == (method, budget)])
+            for budget in (most // 4, most)
+        )
+        hits = [problem_accuracy(samples, HEADLINE, samples.n) for samples in (less, more)]
+        found[method] = mean_and_se(hits[1] - hits[0]).to_json()
+    return found
 
 
 def rescored(pairs: Sequence[Pair], problems: int) -> dict[str, Any]:

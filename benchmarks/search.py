@@ -16,7 +16,8 @@ Written to results/search.json, parts that are not asked for as they were:
 - engine_calls_by_problems, engine_calls_by_steps: batches that the stand-in ran, by number of problems and by depth.
 - curves: accuracy by method at equal token budgets (configs/search/methods.yaml), problems of all pairs together.
 - rescored: accuracy by guide, selection and samples of the demos' own samples; see `_search_curves.rescored`.
-- over_optimisation: accuracy by guide, method and samples; see `_search_curves.over_optimisation`.
+- over_optimisation: accuracy by guide, method and budget; see `_search_curves.over_optimisation`, `pooled`
+  and `cured`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from typing import Any
 
 import torch
 from _environment import RESULTS, write_result
-from _search_curves import HEADLINE, Pair, by_method, over_optimisation, rescored
+from _search_curves import HEADLINE, Pair, by_method, cured, gains, over_optimisation, pooled, rescored
+from _search_plot import draw
 
 from prmkit.engines import HFEngine
 from prmkit.engines.driver import Driver, Job
@@ -53,6 +55,7 @@ from prmkit.types import Completion, Engine, GenerationRequest, Problem, StepSco
 LATENCY = 0.1  # a step of 20 tokens at 5 ms each, whatever the size of the batch
 STEPS = 8
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+METHODS = ("best_of_n", "beam_search", "dvts", "rebase", "mcts", "rstar", "compute_optimal")
 PARTS = ("throughput", "curves", "rescored", "over_optimisation")
 
 
@@ -233,9 +236,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="the others keep their last figures")
     parser.add_argument("--at-once", type=int, default=500, help="problems of the pair's throughput")
     parser.add_argument("--problems", type=int, default=300, help="problems a pair of the other parts")
-    parser.add_argument("--train-problems", type=int, default=600, help="problems a pair that a PRM is retrained on")
+    parser.add_argument("--train-problems", type=int, default=700, help="problems a pair and round of the cure")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of the cure")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/search"), help="where searches are kept")
     parser.add_argument("--picture", type=Path, help="where to draw the curves at equal token budgets")
+    parser.add_argument("--exhibit", type=Path, help="where to draw over-optimisation and its cure")
     parser.add_argument("--threads", type=int, default=1, help="of torch, for the throughput")
     parser.add_argument("--quick", action="store_true", help="a fraction of the throughput, to see that it works")
     arguments = parser.parse_args()
@@ -249,8 +254,9 @@ def main() -> None:
     if "throughput" in arguments.parts:
         figures |= throughput(arguments.pairs[0], *((20, 20) if arguments.quick else (500, arguments.at_once)))
     if "curves" in arguments.parts and not arguments.quick:
-        rows = [row for pair in pairs for row in pair.curves()]
-        figures["curves"] = {"pairs": len(pairs), "problems": len({row.problem_id for row in rows}), **by_method(rows)}
+        rows = [row for pair in pairs for row in pair.curves("curves", pair.prm, METHODS)]
+        problems = len({row.problem_id for row in rows})
+        figures["curves"] = {"pairs": len(pairs), "problems": problems, "gains": gains(rows), **by_method(rows)}
         if arguments.picture is not None:
             title = f"accumulator, test: {len(pairs)} pairs, {figures['curves']['problems']} problems"
             save_figure(comparison_figure(comparison_figures(rows, HEADLINE), "tokens", title), arguments.picture)
@@ -258,7 +264,11 @@ def main() -> None:
         found = rescored(pairs, arguments.problems)
         figures["rescored"] = {"pairs": len(pairs), "problems_a_pair": arguments.problems, **found}
     if "over_optimisation" in arguments.parts and not arguments.quick:
-        figures["over_optimisation"] = over_optimisation(pairs, arguments.train_problems)
+        cure = cured(pairs, arguments.work, arguments.train_problems, arguments.rounds)
+        more = pooled(pairs, arguments.work, arguments.rounds)
+        figures["over_optimisation"] = found = over_optimisation(pairs, more, cure)
+        if arguments.exhibit is not None:
+            draw(found, arguments.exhibit)
     if not arguments.quick:
         print(write_result("search", figures, ("torch", "transformers"), threads=arguments.threads))
 

@@ -26,22 +26,30 @@ class BeamParams(StepwiseParams):
         width: next steps drawn behind each beam, so that n / width beams are kept.
         aggregation: ranks candidates by the scores of their steps.
         lookahead: greedy steps written behind a candidate, whose scores rank it; 0 ranks it by its own.
-        merge_equal: equal candidates share one place in the beam. If false every sample takes a place, so that a step
-            keeps as many as it was drawn, and what the policy seldom writes cannot fill the beam by its score alone:
-            wide beams are misled less. Only beam search reads it; DVTS's trees are independent anyway.
+        merge_equal: equal candidates share one place in the beam, and a step that the policy seldom writes is gone on
+            from as much as one that it always writes. If false every sample takes a place, so that a step keeps as many
+            as it was drawn, and cannot fill the beam by its score alone: wide beams are misled less. Only beam search
+            reads it; DVTS's trees are independent anyway.
+        max_children: so many next steps of one beam are kept at most (maximum candidates per node, Freitag and
+            Al-Onaizan, arXiv 1702.01806); at least 1, null keeps all that rank high enough, which is plain beam search.
+            A mistake that scores high takes at most this many times as many places in every round. DVTS, which keeps
+            one, does not read it.
     """
 
     n: int = 16
     width: int = 4
     aggregation: Aggregation = "last"
     lookahead: int = 0
-    merge_equal: bool = True
+    merge_equal: bool = False
+    max_children: int | None = 2
 
     def __post_init__(self) -> None:
         StepwiseParams.__post_init__(self)
         check_at_least(self, n=1, width=1, lookahead=0)
         if self.n % self.width:
             raise ConfigError("search.n", self.n, f"a multiple of search.width = {self.width}")
+        if self.max_children is not None:
+            check_at_least(self, max_children=1)
         if self.aggregation not in AGGREGATIONS:
             raise ConfigError("search.aggregation", self.aggregation, " | ".join(AGGREGATIONS))
 
@@ -69,11 +77,22 @@ async def beam_search(
         candidates = distinct(drawn)
         await rank(explorer, candidates, params.aggregation, params.lookahead)
         finished += [node for samples in drawn for node in samples if node.finish == "stop"]
-        places = candidates if params.merge_equal else [node for samples in drawn for node in samples]
-        beams = sorted((node for node in places if node.open), key=lambda node: -(node.value or 0.0))
-        kept = Counter(beams[: params.n // params.width])
-        wants = [(node, count * params.width) for node, count in kept.items()]
+        beams = _best(wants, [distinct([samples]) for samples in drawn] if params.merge_equal else drawn, params)
+        wants = [(node, count * params.width) for node, count in Counter(beams).items()]
     return await explorer.harvest([*finished, *(node for node, _ in wants)])
+
+
+def _best(wants: Sequence[tuple[Node, int]], drawn: Sequence[Sequence[Node]], params: BeamParams) -> list[Node]:
+    """The open candidates to go on from, best first; a node once for every place that it takes."""
+    most = params.width if params.max_children is None else params.max_children
+    room = {node: samples // params.width * most for node, samples in wants}
+    places = [(child, node) for (node, _), children in zip(wants, drawn, strict=True) for child in children]
+    kept: list[Node] = []
+    for child, node in sorted(places, key=lambda place: -(place[0].value or 0.0)):
+        if child.open and room[node] and len(kept) < params.n // params.width:
+            room[node] -= 1
+            kept.append(child)
+    return kept
 
 
 async def rank(explorer: Explorer, nodes: Sequence[Node], how: Aggregation, lookahead: int = 0) -> None:

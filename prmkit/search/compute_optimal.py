@@ -51,7 +51,7 @@ class ComputeOptimalParams:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     aggregation: Aggregation = "last"
     thresholds: tuple[float, ...] = (0.5,)
-    methods: tuple[MethodChoice, ...] = (MethodChoice("beam_search"), MethodChoice("best_of_n"))
+    methods: tuple[MethodChoice, ...] = (MethodChoice("dvts"), MethodChoice("best_of_n"))
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ def children(result, place):
 
 def test_beam_keeps_the_best(digit_policy, digit_scorer):
     """Values of first digits are 1/4 to 3/4 and two are kept; an exhaustive first round holds all three."""
-    result, budget = run(beam_search, digit_policy, digit_scorer, BeamParams(n=16, width=8))
+    result, budget = run(beam_search, digit_policy, digit_scorer, BeamParams(n=16, width=8, merge_equal=True))
     assert {node.text: node.value for node in children(result, 0)} == pytest.approx({"1": 0.25, "2": 0.5, "3": 0.75})
     widened = [place for place, node in enumerate(result.nodes) if children(result, place)]
     by_depth = {}
@@ -55,13 +55,26 @@ def test_equal_candidates_may_keep_their_places(step_policy):
     as it was drawn, and `a` the rest of the 16."""
     engine = step_policy(lambda _, lines: {"a": 0.9, "b": 0.1} if not lines else {f"{lines[0]}$": 1.0})
     scorer = TableScorer(lambda _, steps: 0.9 if steps[0] == "a" else 0.95)
-    merged, _ = run(beam_search, engine, scorer, BeamParams(n=64, width=4))
+    merged, _ = run(beam_search, engine, scorer, BeamParams(n=64, width=4, merge_equal=True))
     assert Counter(map(lines_of, merged.traces)) == {"aa": 4, "bb": 4}
-    kept, budget = run(beam_search, engine, scorer, BeamParams(n=64, width=4, merge_equal=False))
+    kept, budget = run(beam_search, engine, scorer, BeamParams(n=64, width=4))
     (drawn,) = (node.count for node in children(kept, 0) if node.text == "b")
     assert 0 < drawn < 16
     assert Counter(map(lines_of, kept.traces)) == {"aa": 64 - 4 * drawn, "bb": 4 * drawn}
     assert budget.spent.samples == 128
+
+
+@pytest.mark.parametrize("most", [None, 2, 1])
+def test_a_beam_keeps_so_many_children_at_most(step_policy, most):
+    """Of four beams one is `a`, and the steps behind it rank above all that are behind the others."""
+    lines = {(): {"a": 0.12, "b": 0.88}, ("a",): {"c": 1.0}, ("b",): {"d": 1.0}}
+    engine = step_policy(lambda _, written: lines.get(written, {"e$": 1.0}))
+    scorer = TableScorer({"a": 0.55, "b": 0.5, "c": 0.9, "d": 0.6, "e": 1.0})
+    result, _ = run(beam_search, engine, scorer, BeamParams(n=16, width=4, max_children=most))
+    (gone_on,) = (node.count for node in result.nodes if node.text == "c")
+    assert gone_on == 4
+    kept = most or 4
+    assert Counter(map(lines_of, result.traces)) == Counter({"ace": 4 * kept, "bde": 16 - 4 * kept})
 
 
 TRAP = {"a": 0.9, "b": 0.6, "c": 0.1, "d": 0.8}
@@ -93,7 +106,7 @@ def test_aggregation_ranks(step_policy, how, best):
     lines = {(): {"a": 1.0, "b": 1.0}, ("a",): {"c": 1.0}, ("b",): {"d": 1.0}, ("a", "c"): {}, ("b", "d"): {}}
     engine = step_policy(lambda question, written: lines[written])
     scorer = TableScorer({"a": 0.9, "b": 0.5, "c": 0.45, "d": 0.6})
-    result, _ = run(beam_search, engine, scorer, BeamParams(n=8, width=4, aggregation=how))
+    result, _ = run(beam_search, engine, scorer, BeamParams(n=8, width=4, aggregation=how, merge_equal=True))
     ends = {node.text: node.value for node in result.nodes if node.text in ("c", "d")}
     assert max(ends, key=ends.get) == best[-1]
     expected = {"last": (0.45, 0.6), "min": (0.45, 0.5), "mean": (0.675, 0.55), "product": (0.405, 0.3)}[how]

@@ -18,6 +18,7 @@ from prmkit.types import Problem
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {
     "beam": ("beam_search", {"n": 4, "width": 2}, None),
+    "beam_merged": ("beam_search", {"n": 4, "width": 2, "merge_equal": True}, None),
     "beam_lookahead": ("beam_search", {"n": 4, "width": 4, "lookahead": 1}, None),
     "beam_cut": ("beam_search", {"n": 4, "width": 2}, 15),
     "dvts": ("dvts", {"n": 4, "width": 2}, None),
