@@ -8,11 +8,12 @@ Written to results/search.json, parts that are not asked for as they were:
   in beam searches of width 4; from_the_start_per_distinct_token: the same if every candidate were scored from its
   question on, as OpenR does.
 - concurrency_speedup: problems a second of beam search of width 4 over 8 steps on 500 problems (problems_at_once), all
-  in flight, over those one after the other, which are timed on a part of the problems.
+  in flight, over those one after the other, which are timed on a part of the problems. Four beams, 16 samples a round,
+  unless it says `one_beam`: 4 samples.
   - `stand_in`: a scripted policy behind a server of fixed latency (LATENCY seconds a batch, of any size), which is what
     a GPU looks like to a search, and a table of scores;
-  - `demo_pair`: the first pair, on the CPU, where a batch costs more the larger it is. One search alone has batches of
-    16 already; engine_tokens_per_second_by_rows tells what larger ones can bring at most.
+  - `demo_pair`, `demo_pair_one_beam`: the first pair, on the CPU, where a batch costs more the larger it is. One search
+    alone has batches of 16 and 4 already; engine_tokens_per_second_by_rows tells what larger ones bring of themselves.
 - engine_calls_by_problems, engine_calls_by_steps: batches that the stand-in ran, by number of problems and by depth.
 - curves: accuracy by method at equal token budgets (configs/search/methods.yaml), problems of all pairs together.
 - rescored: accuracy by guide, selection and samples of the demos' own samples; see `_search_curves.rescored`.
@@ -53,7 +54,8 @@ from prmkit.tasks.vocabulary import character_tokenizer
 from prmkit.types import Completion, Engine, GenerationRequest, Problem, StepScorer, StepScores
 
 LATENCY = 0.1  # a step of 20 tokens at 5 ms each, whatever the size of the batch
-STEPS = 8
+STEPS, SAMPLES = 8, 16
+TIMED = ("stand_in", "demo_pair", "demo_pair_one_beam")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 METHODS = ("best_of_n", "beam_search", "dvts", "rebase", "mcts", "rstar", "compute_optimal")
 PARTS = ("throughput", "curves", "rescored", "over_optimisation")
@@ -95,15 +97,17 @@ class Server:
         return [Completion(tuple(self.format.encode_piece(line)), (0.0, 0.0), line, "stop", "\n") for line in lines]
 
 
-def beam() -> SearchMethod:
+def beam(samples: int) -> SearchMethod:
     sampling = {"max_tokens": 64}
-    return make_method("beam_search", make_params("beam_search", {"n": 16, "width": 4, "sampling": sampling}))
+    return make_method("beam_search", make_params("beam_search", {"n": samples, "width": 4, "sampling": sampling}))
 
 
-def timed(problems: Sequence[Problem], engine: Engine, scorer: StepScorer, in_flight: int) -> tuple[float, float]:
+def timed(
+    problems: Sequence[Problem], engine: Engine, scorer: StepScorer, in_flight: int, samples: int = SAMPLES
+) -> tuple[float, float]:
     """Seconds of beam searches of width 4, so many at once: by the wall's clock, and by this process's processors,
     which other programs disturb less."""
-    searcher = Searcher(beam(), engine, scorer, get_task("accumulator").grader)
+    searcher = Searcher(beam(samples), engine, scorer, get_task("accumulator").grader)
     start, worked = time.perf_counter(), time.process_time()
     rows = search_all(problems, searcher, RunParams(in_flight))
     failed = [row.error for row in rows if row.error is not None]
@@ -112,10 +116,12 @@ def timed(problems: Sequence[Problem], engine: Engine, scorer: StepScorer, in_fl
     return time.perf_counter() - start, time.process_time() - worked
 
 
-def speedup(make: Callable[[], tuple[Engine, StepScorer]], problems: Sequence[Problem], alone: int) -> dict[str, float]:
+def speedup(
+    make: Callable[[], tuple[Engine, StepScorer]], problems: Sequence[Problem], alone: int, samples: int = SAMPLES
+) -> dict[str, float]:
     """Problems a second at once and one by one (timed on the first `alone` of them)."""
-    together, together_worked = timed(problems, *make(), len(problems))
-    single, single_worked = timed(problems[:alone], *make(), 1)
+    together, together_worked = timed(problems, *make(), len(problems), samples)
+    single, single_worked = timed(problems[:alone], *make(), 1, samples)
     return {
         "at_once_per_second": len(problems) / together,
         "one_by_one_per_second": alone / single,
@@ -203,13 +209,14 @@ def throughput(pair: Path, count: int, pair_count: int) -> dict[str, Any]:
     problems = get_task("accumulator", min_ops=STEPS, max_ops=STEPS).problems("test", pair_count)
 
     def models() -> tuple[HFEngine, PRMScorer]:
-        engine = HFEngine(policy.model, policy.format, max_rows=256, cache_tokens=1 << 20)
+        engine = HFEngine(policy.model, policy.format, max_rows=512, cache_tokens=1 << 20)
         return engine, PRMScorer(model, max_batch_tokens=1024, cache_tokens=1 << 20)
 
     figures: dict[str, Any] = {}
     for name, measure in (
         ("stand_in", lambda: stand_in(count, alone)),
         ("demo_pair", lambda: speedup(models, problems, pair_alone)),
+        ("demo_pair_one_beam", lambda: speedup(models, problems, pair_alone, 4)),
         ("encoding", lambda: encoded_per_distinct(models()[0], model, problems)),
         (
             "engine",
@@ -222,10 +229,10 @@ def throughput(pair: Path, count: int, pair_count: int) -> dict[str, Any]:
     return {
         **figures["encoding"],
         "problems_at_once": {"stand_in": count, "demo_pair": pair_count},
-        "concurrency_speedup": {name: figures[name]["speedup"] for name in ("stand_in", "demo_pair")},
+        "concurrency_speedup": {name: figures[name]["speedup"] for name in TIMED},
         "engine_calls_by_problems": figures["stand_in"]["engine_calls_by_problems"],
         "engine_calls_by_steps": figures["stand_in"]["engine_calls_by_steps"],
-        "throughput": {name: figures[name] for name in ("stand_in", "demo_pair")},
+        "throughput": {name: figures[name] for name in TIMED},
         "engine_tokens_per_second_by_rows": figures["engine"],
     }
 
