@@ -59,8 +59,8 @@ class Experiment:
         config: the shipped config.
         settings: changes to it.
         seeds: how many of the pairs it is run with.
-        prm: "" for the pair's own; "all" for those of all pairs as an ensemble; "hotter" or "refreshed" for one that was
-            trained further, see _policy_prms.
+        prm: "" for the pair's own; "all" for those of all pairs as an ensemble; "hotter" or "refreshed" for one that
+            was trained further, see _policy_prms.
     """
 
     config: str
