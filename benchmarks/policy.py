@@ -134,10 +134,11 @@ EXPERIMENTS = {
 def train(name: str, seed: int, pairs: Sequence[Path], out: Path, more: Sequence[str]) -> dict[str, Any]:
     """One experiment with one seed."""
     experiment, pair, root = EXPERIMENTS[name], pairs[seed], out / f"{name}-{seed}"
-    arguments = [*experiment.settings, *NO_CHECKPOINTS, "--seed_everything", str(seed), *more]
-    arguments += ["--model.source.path", str(pair / "sft" / "policy")]
+    arguments = [*experiment.settings]
     if experiment.config == PROCESS or "--data.rewards.process.form" in experiment.settings:
         arguments += ["--data.prm.path", prm_of(experiment.prm, seed, pairs, out)]
+    arguments += [*NO_CHECKPOINTS, "--seed_everything", str(seed), *more]
+    arguments += ["--model.source.path", str(pair / "sft" / "policy")]
 
     def work() -> dict[str, Any]:
         return {**fit(experiment.config, arguments, root), "pass_at_1": examine(root / "policy")}
