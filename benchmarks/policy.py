@@ -108,6 +108,9 @@ EXPERIMENTS = {
     "grpo_outcome_and_each_step": Experiment(
         GRPO, (*process("raw"), "--model.process_weight", "0.5", *EACH_BY_ITSELF, *kl(0.1))
     ),
+    "grpo_outcome_and_each_step_refreshed": Experiment(
+        GRPO, (*process("raw"), "--model.process_weight", "0.5", *EACH_BY_ITSELF, *kl(0.1)), seeds=3, prm="refreshed"
+    ),
     # The PRM as only reward, and nothing to hold the policy.
     "prm_only_raw": Experiment(GRPO, loose("raw")),
     "prm_only_guarded": Experiment(GRPO, (*VERIFIER_WATCHES, *process("raw"), *guarded(rollback=True)), seeds=3),
