@@ -1,4 +1,4 @@
-"""The exhibit of over-optimisation as a picture: what the PRM says of the rollouts, and what the verifier says."""
+"""Over-optimisation and its cure as a picture: what the PRM says of the rollouts, and what the verifier says."""
 
 from __future__ import annotations
 
@@ -8,34 +8,37 @@ from typing import Any
 __all__ = ["draw_exhibit"]
 
 
-def draw_exhibit(run: dict[str, Any], path: Path, other: dict[str, Any] | None = None) -> None:
+def draw_exhibit(loose: dict[str, Any], held: dict[str, Any], outcome: dict[str, Any], path: Path) -> None:
     """Write a PNG.
 
     Args:
-        run: of the PRM as only reward, watched by guards that warn.
+        loose: run of the PRM as only reward, watched by guards that warn.
+        held: the same with a pull to the reference.
+        outcome: run with the outcome as reward, for comparison.
         path: the file.
-        other: of the outcome as reward, for comparison.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
+    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    lines = run["iterations"]
-    updates = range(len(lines))
-    axes.plot(updates, [line["score"] for line in lines], color="tab:orange", label="lowest step score by the PRM")
-    axes.plot(updates, [line["outcome"] for line in lines], color="tab:blue", label="right by the verifier (pass@1)")
-    if other is not None:
-        outcome = [line["outcome"] for line in other["iterations"]]
+    titles = ("nothing holds the policy", "pull to the reference, steps judged one by one")
+    for axes, run, title in zip(figure.subplots(1, 2, sharey=True), (loose, held), titles, strict=True):
+        lines = run["iterations"]
+        updates = range(len(lines))
+        axes.plot(updates, [line["score"] for line in lines], color="tab:orange", label="lowest step score by the PRM")
+        axes.plot(updates, [line["outcome"] for line in lines], color="tab:blue", label="pass@1 by the verifier")
+        verified = [line["outcome"] for line in outcome["iterations"]]
         label = "pass@1 with the outcome as reward"
-        axes.plot(range(len(outcome)), outcome, color="tab:grey", linestyle=":", label=label)
-    if run["guards"]["warnings"]:
-        step, said = run["guards"]["warnings"][0]
-        axes.axvline(step, color="tab:red", linestyle="--", label=f"guards warn at update {step}: {said}")
-        axes.axvline(run["guards"]["good_step"], color="tab:green", linestyle="--", label="weights a rollback restores")
-    axes.set(xlabel="update", ylabel="mean over the rollouts", ylim=(-0.02, 1.02))
-    axes.set_title("GRPO with the PRM as only reward", fontsize="medium")
-    axes.legend(fontsize="x-small", loc="center right")
+        axes.plot(range(len(verified)), verified, color="tab:grey", linestyle=":", label=label)
+        if run["guards"]["warnings"]:
+            step, good = run["guards"]["warnings"][0][0], run["guards"]["good_step"]
+            axes.axvline(step, color="tab:red", linestyle="--", label=f"guards warn (update {step})")
+            axes.axvline(good, color="tab:green", linestyle="--", label=f"weights a rollback restores (update {good})")
+        axes.set(xlabel="update", ylim=(-0.02, 1.02))
+        axes.set_title(title, fontsize="medium")
+        axes.legend(fontsize="x-small", loc="center right" if run is loose else "lower right")
+    figure.axes[0].set_ylabel("mean over the rollouts")
+    figure.suptitle("GRPO with the PRM as only reward", fontsize="large")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

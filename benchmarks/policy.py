@@ -8,15 +8,15 @@ leaves is then examined: pass@1 of 2 samples at temperature 1 for 300 problems e
 which nothing was trained on (standard error at most .02). Experiments that are done are not repeated: the benchmark may
 be interrupted. With --trl, TRL's GRPOTrainer does the updates of `grpo` in an environment of its own (trl_grpo.py).
 
-Written to results/policy.json, and with prm_only_raw a picture to docs/policy_over_optimisation.png:
+Written to results/policy.json, what is not asked for as it was, and a picture of the runs to
+docs/policy_over_optimisation.png:
 
-- before: pass@1 by split; runs: by experiment and seed, pass@1 after it and what follows. Experiments whose name ends
-  in hotter_prm and refreshed_prm train a PRM first: on solutions at temperature 1.6 too, and on those of the policy
-  after 10 updates, from which they go on.
+- before: pass@1 by split; runs: by experiment and seed, pass@1 after it and what follows.
 - grpo_pass_at_1, ppo_pass_at_1: worst seed, split validation.
 - tokens_ratio_process_vs_outcome: tokens sampled until the rollouts' outcome first reaches .8 in the mean of three
-  iterations, outcome + process (min form) over outcome alone, means over seeds; null where one does not get there.
-- prm_only_with_guards_pass_at_1: worst seed of the PRM as only reward, stopped and rolled back by the guards.
+  iterations, `grpo_outcome_and_process` over `grpo`, means over seeds; null where one does not get there.
+- prm_only_with_guards_pass_at_1: worst seed of `prm_only_kl`, the PRM as only reward with a pull to the reference and
+  guards that roll back. prm_only_guarded_pass_at_1: the same without the pull.
 - cpu_seconds, wall_seconds, peak_mib: of the process of a fit and its examination.
 - iterations: figures of the rollouts, and seconds of generation and training, iteration by iteration.
 - speedup_vs_trl_grpo, peak_memory_vs_trl_grpo: CPU seconds of an iteration, TRL's over ours; peak memory, ours over
@@ -28,23 +28,45 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from _environment import write_result
 from _policy_plot import draw_exhibit
-from _policy_prms import hotter_prm, refreshed_pair
+from _policy_prms import hotter_prm, refreshed_prm
 from _policy_runs import examine, fit, forked
 from _policy_trl import compare
 
 from prmkit.errors import DataError
+from prmkit.io import read_json
 
-GRPO, PRIME, PPO = "configs/grpo/accumulator.yaml", "configs/grpo/prime.yaml", "configs/ppo/accumulator.yaml"
+GRPO, PROCESS, PRIME = (f"configs/grpo/{name}.yaml" for name in ("accumulator", "process", "prime"))
+PPO = "configs/ppo/accumulator.yaml"
 VERIFIER_WATCHES = ("--data.rewards.outcome.weight", "0")
 TRL_UPDATES = 5
+RESULTS_OF = Path(__file__).parent / "results" / "policy.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "policy_over_optimisation.png"
 NO_CHECKPOINTS = ("--trainer.callbacks.0.init_args.every_n_train_steps", "1000000")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run of `prm fit`.
+
+    Attributes:
+        config: the shipped config.
+        settings: changes to it.
+        seeds: how many of the pairs it is run with.
+        prm: "" for the pair's own; "all" for those of all pairs as an ensemble; "hotter" or "refreshed" for one that
+            was trained further, see _policy_prms.
+    """
+
+    config: str
+    settings: tuple[str, ...] = ()
+    seeds: int = 1
+    prm: Literal["", "all", "hotter", "refreshed"] = ""
 
 
 def process(form: str, weight: float = 1.0) -> tuple[str, ...]:
@@ -58,54 +80,89 @@ def guarded(**settings: object) -> tuple[str, ...]:
     return ("--trainer.callbacks.3", json.dumps(guard))
 
 
-def prm_only(form: str, *settings: str) -> tuple[str, tuple[str, ...]]:
-    """GRPO with the PRM as only reward; the verifier only watches."""
-    return GRPO, (*VERIFIER_WATCHES, *process(form), *settings)
+def loose(form: str, *settings: str) -> tuple[str, ...]:
+    """The PRM as only reward and nothing to hold the policy; the verifier only watches, and the guards warn."""
+    return (*VERIFIER_WATCHES, *process(form), *settings, *guarded())
 
 
-EXPERIMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "grpo": (GRPO, ()),
-    "ppo": (PPO, ()),
-    "grpo_outcome_and_min": (GRPO, process("min")),
-    "grpo_outcome_and_progress": (GRPO, process("progress")),
-    "grpo_prime": (PRIME, ()),
-    "ppo_steps": (PPO, ("--model.levels", "steps")),
-    "prm_only_raw": prm_only("raw", *guarded()),
-    "prm_only_guarded": prm_only("raw", *guarded(rollback=True)),
-    "prm_only_min": prm_only("min", *guarded()),
-    "prm_only_min_guarded": prm_only("min", *guarded(rollback=True)),
-    "prm_only_progress": prm_only("progress", *guarded()),
-    "prm_only_min_token_baseline": prm_only("min", "--model.advantage.process", "token_baseline", *guarded()),
-    "prm_only_min_by_trace": prm_only("min", "--model.credit", "trace", *guarded()),
-    "prm_only_min_strong_kl": prm_only("min", "--model.kl.weight", "0.2", *guarded()),
-    "prm_only_min_kl_target": prm_only("min", "--model.kl.weight", "0.1", "--model.kl.target", "0.05", *guarded()),
+def kl(weight: float, estimator: str = "k3_k2") -> tuple[str, ...]:
+    """Settings of the pull to the reference."""
+    return ("--model.kl.weight", str(weight), "--model.kl.estimator", estimator)
+
+
+EACH_BY_ITSELF = ("--model.advantage.gamma", "0")
+STEPS_TO_GO = ("--model.advantage.gamma", "1")
+EXPERIMENTS = {
+    "grpo": Experiment(GRPO, seeds=3),
+    "ppo": Experiment(PPO, seeds=3),
+    "grpo_prime": Experiment(PRIME),
+    "ppo_steps": Experiment(PPO, ("--model.levels", "steps")),
+    # Outcome and process.
+    "grpo_kl": Experiment(GRPO, kl(0.1), seeds=3),
+    "grpo_outcome_and_min": Experiment(GRPO, process("min"), seeds=3),
+    "grpo_outcome_and_progress": Experiment(GRPO, process("progress")),
+    "grpo_outcome_and_process": Experiment(GRPO, (*process("raw"), "--model.process_weight", "0.3", *kl(0.1)), seeds=3),
+    "grpo_outcome_and_process_refreshed": Experiment(
+        GRPO, (*process("min"), "--model.process_weight", "0.3", *kl(0.1)), prm="refreshed"
+    ),
+    "grpo_outcome_and_each_step": Experiment(
+        GRPO, (*process("raw"), "--model.process_weight", "0.5", *EACH_BY_ITSELF, *kl(0.1))
+    ),
+    "grpo_outcome_and_each_step_refreshed": Experiment(
+        GRPO, (*process("raw"), "--model.process_weight", "0.5", *EACH_BY_ITSELF, *kl(0.1)), seeds=3, prm="refreshed"
+    ),
+    # The PRM as only reward, and nothing to hold the policy.
+    "prm_only_raw": Experiment(GRPO, loose("raw")),
+    "prm_only_guarded": Experiment(GRPO, (*VERIFIER_WATCHES, *process("raw"), *guarded(rollback=True)), seeds=3),
+    "prm_only_min": Experiment(GRPO, loose("min")),
+    "prm_only_progress": Experiment(GRPO, loose("progress")),
+    "prm_only_each_step": Experiment(GRPO, loose("raw", *EACH_BY_ITSELF)),
+    "prm_only_min_token_baseline": Experiment(GRPO, loose("min", "--model.advantage.process", "token_baseline")),
+    "prm_only_min_by_trace": Experiment(GRPO, loose("min", "--model.credit", "trace")),
+    "prm_only_ensemble": Experiment(GRPO, loose("raw"), prm="all"),
+    "prm_only_hotter_prm": Experiment(GRPO, loose("raw"), prm="hotter"),
+    "prm_only_refreshed_prm": Experiment(GRPO, loose("raw"), prm="refreshed"),
+    # The PRM as only reward, and a pull to the reference.
+    "prm_only_k3": Experiment(PROCESS, ("--model.kl.estimator", "k3")),
+    "prm_only_kl": Experiment(PROCESS, seeds=3),
+    "prm_only_kl_half": Experiment(PROCESS, ("--model.kl.weight", "0.3"), seeds=3),
+    "prm_only_kl_min": Experiment(PROCESS, (*process("min"), *STEPS_TO_GO)),
+    "prm_only_kl_steps_to_go": Experiment(PROCESS, STEPS_TO_GO, seeds=3),
+    "prm_only_kl_ensemble": Experiment(PROCESS, prm="all"),
+    "prm_only_kl_hotter_prm": Experiment(PROCESS, prm="hotter"),
+    "prm_only_kl_refreshed_prm": Experiment(PROCESS, seeds=3, prm="refreshed"),
 }
-OTHER_PRMS = {"prm_only_min_hotter_prm": prm_only("min"), "prm_only_min_refreshed_prm": prm_only("min")}
-EXPERIMENTS |= {name: (config, (*settings, *guarded())) for name, (config, settings) in OTHER_PRMS.items()}
-TRIALS = {"grpo": 3, "ppo": 3, "prm_only_guarded": 3, "grpo_outcome_and_min": 3}  # seeds at most; all others have one
 
 
-def train(name: str, seed: int, pair: Path, out: Path, more: Sequence[str]) -> dict[str, Any]:
+def train(name: str, seed: int, pairs: Sequence[Path], out: Path, more: Sequence[str]) -> dict[str, Any]:
     """One experiment with one seed."""
-    config, settings = EXPERIMENTS[name]
-    root = out / f"{name}-{seed}"
-    policy, model = pair / "sft" / "policy", pair / "prm" / "model"
-    if name == "prm_only_min_hotter_prm":
-        policy, model = hotter_prm(pair, out, seed)
-    elif name == "prm_only_min_refreshed_prm":
-        policy, model = refreshed_pair(pair, out, seed, *OTHER_PRMS[name])
-    with_prm = ("--data.prm.path", str(model)) if "--data.rewards.process.form" in settings else ()
-    arguments = (*settings, *with_prm, *NO_CHECKPOINTS, "--seed_everything", str(seed), *more)
-    arguments += ("--model.source.path", str(policy))
+    experiment, pair, root = EXPERIMENTS[name], pairs[seed], out / f"{name}-{seed}"
+    arguments = [*experiment.settings]
+    if experiment.config == PROCESS or "--data.rewards.process.form" in experiment.settings:
+        arguments += ["--data.prm.path", prm_of(experiment.prm, seed, pairs, out)]
+    arguments += [*NO_CHECKPOINTS, "--seed_everything", str(seed), *more]
+    arguments += ["--model.source.path", str(pair / "sft" / "policy")]
 
     def work() -> dict[str, Any]:
-        return {**fit(config, arguments, root), "pass_at_1": examine(root / "policy")}
+        return {**fit(experiment.config, arguments, root), "pass_at_1": examine(root / "policy")}
 
-    run = forked(work, root, {"config": Path(config).read_text(), "arguments": arguments})
+    run = forked(work, root, {"config": Path(experiment.config).read_text(), "arguments": arguments})
     outcome = [line["outcome"] for line in run["iterations"]]
     tokens = [256 * line["length"] for line in run["iterations"]]
     reached = next((n for n in range(2, len(outcome)) if sum(outcome[n - 2 : n + 1]) / 3 >= 0.8), None)
     return {**run, "tokens_to_80": None if reached is None else round(sum(tokens[: reached + 1]))}
+
+
+def prm_of(which: str, seed: int, pairs: Sequence[Path], out: Path) -> str:
+    """Value of data.prm.path; see Experiment.prm."""
+    match which:
+        case "all":
+            return json.dumps([str(pair / "prm" / "model") for pair in pairs])
+        case "hotter":
+            return str(hotter_prm(pairs[seed], out, seed))
+        case "refreshed":
+            return str(refreshed_prm(pairs[seed], out, seed, GRPO, loose("raw")))
+    return str(pairs[seed] / "prm" / "model")
 
 
 def worst(runs: dict[str, dict[str, Any]]) -> float | None:
@@ -135,18 +192,21 @@ def main() -> None:
             if not folder.is_dir():
                 raise DataError(f"{folder}: no such model; `prm demo` makes both")
     more = ["--trainer.max_epochs", "3"] if arguments.quick else []
-    runs: dict[str, dict[str, dict[str, Any]]] = {}
+    known = read_json(RESULTS_OF)["figures"] if RESULTS_OF.is_file() else {}
+    runs: dict[str, dict[str, dict[str, Any]]] = {
+        name: known["runs"][name] for name in EXPERIMENTS if name in known.get("runs", {})
+    }
     before: dict[str, dict[str, float]] = {}
     for seed, pair in enumerate(arguments.pairs):
         policy = pair / "sft" / "policy"
         before[str(seed)] = forked(partial(examine, policy), arguments.out / f"before-{seed}", {"pair": str(pair)})
         print(f"before, seed {seed}: {before[str(seed)]}", flush=True)
     for name in arguments.only:
-        for seed, pair in list(enumerate(arguments.pairs))[: TRIALS.get(name, 1)]:
-            run = train(name, seed, pair, arguments.out, more)
-            runs.setdefault(name, {})[str(seed)] = run
+        runs[name] = {}
+        for seed in range(min(EXPERIMENTS[name].seeds, len(arguments.pairs))):
+            run = runs[name][str(seed)] = train(name, seed, arguments.pairs, arguments.out, more)
             print(f"{name}, seed {seed}: {run['pass_at_1']}, {run['cpu_seconds']:.0f} CPU-s", flush=True)
-    versus: dict[str, Any] = {}
+    versus: dict[str, Any] = known.get("versus_trl", {})
     if arguments.trl is not None:
         updates = 3 if arguments.quick else TRL_UPDATES
         policy = arguments.pairs[0] / "sft" / "policy"
@@ -159,17 +219,18 @@ def main() -> None:
         "versus_trl": versus,
         "grpo_pass_at_1": worst(runs.get("grpo", {})),
         "ppo_pass_at_1": worst(runs.get("ppo", {})),
-        "tokens_ratio_process_vs_outcome": ratio(runs, "grpo_outcome_and_min", "grpo"),
-        "prm_only_with_guards_pass_at_1": worst(runs.get("prm_only_guarded", {})),
+        "tokens_ratio_process_vs_outcome": ratio(runs, "grpo_outcome_and_process", "grpo"),
+        "prm_only_with_guards_pass_at_1": worst(runs.get("prm_only_kl", {})),
+        "prm_only_guarded_pass_at_1": worst(runs.get("prm_only_guarded", {})),
         "before": before,
         "runs": runs,
     }
     print(json.dumps({name: value for name, value in figures.items() if name != "runs"}, indent=2))
     if not arguments.quick:
         print(write_result("policy", figures, ("torch", "lightning", "transformers")))
-        exhibit = runs.get("prm_only_raw", {}).get("0")
-        if exhibit is not None:
-            draw_exhibit(exhibit, PICTURE, runs.get("grpo", {}).get("0"))
+        shown = {name: runs[name]["0"] for name in ("prm_only_raw", "prm_only_kl", "grpo") if name in runs}
+        if len(shown) == 3:
+            draw_exhibit(shown["prm_only_raw"], shown["prm_only_kl"], shown["grpo"], PICTURE)
             print(PICTURE)
 
 

@@ -87,7 +87,7 @@ class ExperienceDataModule(LightningDataModule):
         iteration: size of an iteration.
         max_tokens: tokens a solution at most, at least 1.
         rewards: what is maximised.
-        prm: the process reward model, for the part `process`; None for none.
+        prm: the process reward model, or several, for the part `process`; None for none.
         dynamic_sampling: which groups are kept; None keeps all.
         evaluation: how the policy is examined.
         engine: how solutions are sampled.
@@ -149,7 +149,7 @@ class ExperienceDataModule(LightningDataModule):
         if stage == "fit":
             self._check_sizes()
             if self._options.prm is not None:
-                self._options.prm.checked_format(learner.bound_format)
+                self._options.prm.checked_formats(learner.bound_format)
             rewards = self._options.rewards
             if rewards.kl is not None or rewards.implicit is not None:
                 learner.require_reference()

@@ -30,9 +30,10 @@ from prmkit.models import PRMModel, resolve_folder
 from prmkit.rewards import OutcomeConfig, RewardsConfig
 from prmkit.rollouts import DynamicSampling, Group, Judge, Rollout, has_signal, roll_out, rollout_sums
 from prmkit.scoring import PRMScorer
+from prmkit.scoring.ensemble import PESSIMISMS, EnsembleScorer, Pessimism
 from prmkit.seeding import derive_seed
 from prmkit.steps import BoundStepFormat, StepFormat, get_step_format
-from prmkit.types import Engine, Grader, Problem, SamplingParams
+from prmkit.types import Engine, Grader, Problem, SamplingParams, StepScorer
 
 __all__ = ["EngineOptions", "Learner", "PRMSource", "RolloutWorker", "WorkerOptions", "gather"]
 
@@ -97,33 +98,50 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class PRMSource:
-    """The process reward model that scores rollouts.
+    """The process reward model that scores rollouts, or several that score together.
 
     Attributes:
-        path: model folder or hub name.
-        step_format: preset, file or folder in place of the model's own; None reads its `step_format.json`.
+        path: model folder or hub name; a list of them is an ensemble.
+        step_format: preset, file or folder in place of the models' own; None reads their `step_format.json`.
         dtype: type of the weights.
         max_batch_tokens: tokens computed at once at most.
+        pessimism: score of a step from those of an ensemble: "min"; "mean-std", the mean less one standard deviation;
+            "mean".
     """
 
-    path: str
+    path: str | list[str]
     step_format: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_batch_tokens: int = 8192
+    pessimism: Pessimism = "min"
 
-    def checked_format(self, policy: BoundStepFormat) -> StepFormat:
-        """The PRM's step format, once it is known to mean the same by a step as the policy's.
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ConfigError("data.prm.path", self.path, "at least one PRM")
+        if self.pessimism not in PESSIMISMS:
+            raise ConfigError("data.prm.pessimism", self.pessimism, " | ".join(PESSIMISMS))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all PRMs."""
+        return (self.path,) if isinstance(self.path, str) else tuple(self.path)
+
+    def checked_formats(self, policy: BoundStepFormat) -> tuple[StepFormat, ...]:
+        """The step format of every PRM, once it is known to mean the same by a step as the policy's.
 
         Raises:
             DataError: no such model.
-            StepFormatError: the PRM was trained on steps that end otherwise than the policy's.
+            StepFormatError: a PRM was trained on steps that end otherwise than the policy's.
         """
-        folder = resolve_folder(self.path)
+        return tuple(self._checked_format(path, policy) for path in self.paths)
+
+    def _checked_format(self, path: str, policy: BoundStepFormat) -> StepFormat:
+        folder = resolve_folder(path)
         spec = StepFormat.load(folder) if self.step_format is None else get_step_format(self.step_format)
         theirs, ours = spec.policy.separator, policy.spec.policy.separator
         if theirs != ours:
             raise StepFormatError(
-                f"data.prm.path {self.path}: its step format {spec.name!r} ends steps with {theirs!r}, the policy's "
+                f"data.prm.path {path}: its step format {spec.name!r} ends steps with {theirs!r}, the policy's "
                 f"({policy.spec.name!r}) with {ours!r}. Take a PRM trained on the policy's steps, or set "
                 f"data.prm.step_format when its file is wrong."
             )
@@ -274,10 +292,14 @@ class RolloutWorker:
         tokenizer = self._learner.bound_format.tokenizer
         return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
-    def _scorer(self, source: PRMSource) -> PRMScorer:
-        spec = source.checked_format(self._learner.bound_format)
-        model = PRMModel.from_pretrained(source.path, spec, source.dtype, self._learner.device)
-        return PRMScorer(model, max_batch_tokens=source.max_batch_tokens)
+    def _scorer(self, source: PRMSource) -> StepScorer:
+        def load(path: str, spec: StepFormat) -> PRMScorer:
+            model = PRMModel.from_pretrained(path, spec, source.dtype, self._learner.device)
+            return PRMScorer(model, max_batch_tokens=source.max_batch_tokens)
+
+        formats = source.checked_formats(self._learner.bound_format)
+        members = [load(path, spec) for path, spec in zip(source.paths, formats, strict=True)]
+        return members[0] if len(members) == 1 else EnsembleScorer(members, source.pessimism)
 
     def _synced(self, version: int) -> Engine:
         """The engine with the weights as they are now. Collective."""

@@ -153,7 +153,8 @@ class GRPO(OnlinePolicy):
             counts = step_token_counts(experience.index, rewards.shape[1]) * experience.step_mask
         else:
             return None
-        return process_advantages(self.advantage.process, rewards, counts, experience.groups, experience.row_mask)
+        how, rows = self.advantage, (experience.groups, experience.row_mask)
+        return process_advantages(how.process, rewards, counts, *rows, how.gamma)
 
 
 def _groups_without(signal: Tensor, groups: Tensor) -> tuple[int, int]:

@@ -57,13 +57,18 @@ class GroupConfig:
             names; "batch" is `batch_relative`).
         process: from rewards of steps: "grpo" and "dr_grpo" (`process_group_relative` with and without the standard
             deviation), or "token_baseline".
+        gamma: discount of the rewards of later steps, in [0, 1]: 1 credits a step with everything that follows, 0 with
+            its own reward alone.
     """
 
     size: int = 8
     outcome: OutcomeMethod = "grpo"
     process: ProcessMethod = "grpo"
+    gamma: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ConfigError("advantage.gamma", self.gamma, "a number in [0, 1]")
         if self.outcome not in OUTCOME_METHODS:
             raise ConfigError("advantage.outcome", self.outcome, " | ".join(OUTCOME_METHODS))
         if self.process not in PROCESS_METHODS:
@@ -197,14 +202,20 @@ def batch_relative(rewards: Tensor, row_mask: Tensor, moments: Moments | None = 
 
 
 def process_group_relative(
-    step_rewards: Tensor, step_mask: Tensor, groups: Tensor, row_mask: Tensor, *, scale: bool = True
+    step_rewards: Tensor,
+    step_mask: Tensor,
+    groups: Tensor,
+    row_mask: Tensor,
+    *,
+    scale: bool = True,
+    gamma: float = 1.0,
 ) -> GroupAdvantages:
     """Group-relative advantages from rewards of steps, [B, S] (DeepSeekMath, arXiv 2402.03300, section 4.1.3).
 
     All step rewards of all members are normalised together, r~ = (r - mean) / (std + 1e-6); the advantage of a token
     is the sum of r~ over the steps that end at or after it, which is the same for all tokens of a step:
 
-        A_s = r~_s + r~_(s+1) + ... + r~_S.
+        A_s = r~_s + gamma r~_(s+1) + ... + gamma^(S-s) r~_S,    there with gamma = 1.
 
     Args:
         step_rewards: [B, S], S at least 1.
@@ -212,6 +223,7 @@ def process_group_relative(
         groups: [B] integer ids.
         row_mask: [B] bool, True where the trace has rewards.
         scale: divide by the standard deviation (Bessel's correction); False only subtracts the mean.
+        gamma: discount in [0, 1]; with 0 a step is judged by its own reward alone.
     """
     mask = step_mask & row_mask[:, None]
     members = _Groups.of(groups, mask.any(1))
@@ -224,16 +236,18 @@ def process_group_relative(
         normal = normal / (variance.sqrt() + _EPSILON)[:, None]
     low = torch.where(mask, values, torch.inf).amin(1)
     high = torch.where(mask, values, -torch.inf).amax(1)
-    return members.result(rewards_to_go(normal, mask), members.differ(low, high), step_rewards.dtype)
+    return members.result(rewards_to_go(normal, mask, gamma), members.differ(low, high), step_rewards.dtype)
 
 
-def token_baseline(step_rewards: Tensor, step_tokens: Tensor, groups: Tensor, row_mask: Tensor) -> GroupAdvantages:
+def token_baseline(
+    step_rewards: Tensor, step_tokens: Tensor, groups: Tensor, row_mask: Tensor, *, gamma: float = 1.0
+) -> GroupAdvantages:
     """Advantages of steps against a baseline per token, [B, S].
 
     A baseline per step rewards writing few long steps, or many short ones, whichever beats the mean. Here the baseline
     b_i is a rate, reward per token of the other members, and a step of n tokens must earn n b_i:
 
-        b_i = sum_(k != i) R_k / sum_(k != i) N_k,    A_s = sum_(s' >= s) (r_s' - n_s' b_i),
+        b_i = sum_(k != i) R_k / sum_(k != i) N_k,    A_s = sum_(s' >= s) gamma^(s' - s) (r_s' - n_s' b_i),
 
     R_k the trace's total of step rewards, N_k its tokens. The idea is PURE's (arXiv 2504.15275, advantage estimation,
     on the hacking by few long steps); our form pools the others' rewards and tokens before it divides.
@@ -243,6 +257,7 @@ def token_baseline(step_rewards: Tensor, step_tokens: Tensor, groups: Tensor, ro
         step_tokens: [B, S] long, tokens of each step; 0 where there is none.
         groups: [B] integer ids.
         row_mask: [B] bool, True where the trace has rewards.
+        gamma: discount in [0, 1], as in `process_group_relative`.
     """
     tokens = torch.where(row_mask[:, None], step_tokens, 0).double()
     mask = tokens > 0
@@ -253,7 +268,7 @@ def token_baseline(step_rewards: Tensor, step_tokens: Tensor, groups: Tensor, ro
     others_length = members.rows(members.total(length)) - length
     rate = torch.where(others_length > 0, others_reward / others_length.clamp(min=1), 0.0)
     surplus = values - tokens * rate[:, None]
-    advantages = rewards_to_go(surplus, mask)
+    advantages = rewards_to_go(surplus, mask, gamma)
     differ = members.differ(advantages.amin(1).clamp(max=0), advantages.amax(1).clamp(min=0))
     return members.result(advantages, differ, step_rewards.dtype)
 
@@ -288,17 +303,20 @@ def process_advantages(
     step_tokens: Tensor,
     groups: Tensor,
     row_mask: Tensor,
+    gamma: float = 1.0,
 ) -> GroupAdvantages:
-    """Advantages of steps, [B, S], by a method of PROCESS_METHODS. A step is where step_tokens, [B, S], is not 0.
+    """Advantages of steps, [B, S], by a method of PROCESS_METHODS, later rewards discounted by gamma. A step is where
+    step_tokens, [B, S], is not 0.
 
     Raises:
         ConfigError: unknown method.
     """
     match method:
         case "grpo":
-            return process_group_relative(step_rewards, step_tokens > 0, groups, row_mask)
+            return process_group_relative(step_rewards, step_tokens > 0, groups, row_mask, gamma=gamma)
         case "dr_grpo":
-            return process_group_relative(step_rewards, step_tokens > 0, groups, row_mask, scale=False)
+            mask = step_tokens > 0
+            return process_group_relative(step_rewards, mask, groups, row_mask, scale=False, gamma=gamma)
         case "token_baseline":
-            return token_baseline(step_rewards, step_tokens, groups, row_mask)
+            return token_baseline(step_rewards, step_tokens, groups, row_mask, gamma=gamma)
     raise ConfigError("advantage.process", method, " | ".join(PROCESS_METHODS))

@@ -193,10 +193,11 @@ def fit(module: LightningModule, source: ExperienceDataModule, **changes) -> dic
 def prm(tmp_path):
     """A folder with a PRM of random weights for the accumulator's steps."""
 
-    def make(step_format: str | dict = "plain") -> str:
-        bound = get_step_format(step_format).bind(load_tokenizer(SOURCE))
-        PRMModel(build_prm(SOURCE, bound).model, bound).save_pretrained(tmp_path / "prm")
-        return str(tmp_path / "prm")
+    def make(step_format: str | dict = "plain", seed: int = 0) -> str:
+        source, folder = replace(SOURCE, seed=seed), tmp_path / f"prm-{seed}"
+        bound = get_step_format(step_format).bind(load_tokenizer(source))
+        PRMModel(build_prm(source, bound).model, bound).save_pretrained(folder)
+        return str(folder)
 
     return make
 
@@ -209,6 +210,22 @@ def test_a_prm_scores_rollouts(prm):
     assert figures["rollout/score_gap"] == pytest.approx(figures["rollout/score"] - figures["rollout/outcome"])
     assert {len(r.trace.scores.values) - len(r.trace.steps) for r in source.rollouts if r.trace.steps} == {0}
     assert figures["rollout/no_signal"] == 0.0  # a random PRM tells all solutions apart
+
+
+@pytest.mark.parametrize(("pessimism", "combine"), [("min", min), ("mean", lambda scores: sum(scores) / 2)])
+def test_several_prms_score_rollouts_together(prm, pessimism, combine):
+    """The first rollouts are the same whoever judges them."""
+    paths = [prm(), prm(seed=1)]
+    scores = []
+    for path in (*paths, paths):
+        rewards = RewardsConfig(process=ProcessConfig())
+        source = data(rewards=rewards, prm=PRMSource(path, pessimism=pessimism))
+        fit(grpo(), source)
+        scores.append([r.trace.scores.values for r in source.rollouts if r.trace.steps])
+    one, other, together = scores
+    assert one != other
+    for *singles, joint in zip(one, other, together, strict=True):
+        assert joint == pytest.approx([combine(pair) for pair in zip(*singles, strict=True)])
 
 
 def test_dynamic_sampling_keeps_groups_with_signal_and_warns_when_there_are_too_few(caplog):
@@ -277,6 +294,9 @@ def test_bad_input_is_refused_before_any_rollout(prm, tmp_path):
     )
     refused(ConfigError, r"trainer.limit_train_batches", data(), limit_train_batches=1)
     refused(DataError, r"no/such/prm", data(prm=PRMSource("no/such/prm")))
+    for settings, message in (({"path": []}, r"data.prm.path"), ({"path": "p", "pessimism": "max"}, r"data.prm.pess")):
+        with pytest.raises(ConfigError, match=message):
+            PRMSource(**settings)
     refused(ConfigError, r"task.accumulator.limit: got None", ExperienceDataModule(PromptConfig()))
 
 

@@ -48,6 +48,17 @@ def test_credit_of_tokens_counts_a_steps_reward_at_its_end():
     assert found["advantages"][1].tolist() == pytest.approx([0, 0, 0.2 - 0.3, 0.2 - 0.2, 0.2 - 0.1])
 
 
+@pytest.mark.parametrize(("gamma", "first"), [(1.0, (0.25 - 0.15, -0.15 + 0.05)), (0.0, (0.25, -0.15))])
+def test_steps_are_credited_with_discounted_later_ones(gamma, first):
+    """Mean of the four steps .15; an outcome for one solution only, whose advantage all its tokens share."""
+    advantage = GroupConfig(2, "rloo", "dr_grpo", gamma)
+    module = GRPO(SOURCE, advantage=advantage, process_weight=0.5)
+    found, _ = module.advantages(experience(Reward(1.0, (0.4, 0.0)), Reward(0.0, (0.0, 0.2))))
+    one, other = (0.5 * value for value in first)
+    assert found["advantages"][0].tolist() == pytest.approx([0, 0, 1 + one, 1 + one, 1 + 0.5 * -0.15])
+    assert found["advantages"][1].tolist() == pytest.approx([0, 0, other - 1, other - 1, 0.5 * 0.05 - 1])
+
+
 def test_ppo_over_steps_by_hand():
     module = PPO(
         SOURCE, levels="steps", whiten=False, advantage=GAEConfig(gamma=1.0, lam=0.5, step_gamma=0.9, step_lam=0.5)

@@ -134,9 +134,13 @@ def test_process_form_by_hand():
     assert got.advantages[1].tolist() == pytest.approx([root, root, root], abs=1e-5)
     plain = process_group_relative(step_rewards, mask, rows(0, 0), rows(True, True), scale=False)
     assert plain.advantages.tolist() == [[-1.0, -1.0, 0.0], [1.0, 1.0, 1.0]]
+    # Less the mean the rewards are (0, -1) and (0, 0, 1).
+    for gamma, wanted in ((0.5, [[-0.5, -1.0, 0.0], [0.25, 0.5, 1.0]]), (0.0, [[0.0, -1.0, 0.0], [0.0, 0.0, 1.0]])):
+        discounted = process_group_relative(step_rewards, mask, rows(0, 0), rows(True, True), scale=False, gamma=gamma)
+        assert discounted.advantages.tolist() == wanted
 
 
-def slow_process(rewards, tokens, groups, row_mask, method):
+def slow_process(rewards, tokens, groups, row_mask, method, gamma):
     """Token by token, from the definitions."""
     out = []
     for i in range(len(rewards)):
@@ -154,7 +158,7 @@ def slow_process(rewards, tokens, groups, row_mask, method):
                 scale = statistics.stdev(pool) + 1e-6 if method == "grpo" else 1.0
                 own = {s: (rewards[i][s] - statistics.fmean(pool)) / scale for s in steps}
             for s in steps:
-                row[s] = sum(value for later, value in own.items() if later >= s)
+                row[s] = sum(gamma ** (later - s) * value for later, value in own.items() if later >= s)
         out.append(row)
     return out
 
@@ -170,11 +174,11 @@ def random_steps(seed, b=24, s=5):
 
 
 @pytest.mark.parametrize("method", ["grpo", "dr_grpo", "token_baseline"])
-@pytest.mark.parametrize("seed", range(3))
-def test_process_methods_equal_the_slow_twin(seed, method):
+@pytest.mark.parametrize(("seed", "gamma"), [(0, 1.0), (1, 1.0), (2, 0.7), (3, 0.0)])
+def test_process_methods_equal_the_slow_twin(seed, method, gamma):
     rewards, tokens, groups, row_mask = random_steps(seed)
-    got = process_advantages(method, rewards, tokens, groups, row_mask)
-    wanted = slow_process(*(x.tolist() for x in (rewards, tokens, groups, row_mask)), method)
+    got = process_advantages(method, rewards, tokens, groups, row_mask, gamma)
+    wanted = slow_process(*(x.tolist() for x in (rewards, tokens, groups, row_mask)), method, gamma)
     torch.testing.assert_close(got.advantages, torch.tensor(wanted), rtol=1e-4, atol=1e-5)
     excluded = (~(row_mask & (tokens > 0).any(1))).sum()
     assert int(got.excluded) == int(excluded)
@@ -224,6 +228,8 @@ def test_group_of_one_is_refused_where_groups_are_compared():
         GroupConfig(outcome="mean")
     with pytest.raises(ConfigError, match=r"advantage\.process"):
         GroupConfig(process="sum")
+    with pytest.raises(ConfigError, match=r"advantage\.gamma"):
+        GroupConfig(gamma=1.1)
     one = rows(1.0), rows(0), rows(True)
     with pytest.raises(ConfigError, match=r"advantage\.outcome"):
         outcome_advantages("mean", *one)
