@@ -19,7 +19,7 @@ this is started again. Written to results/loop.json, and a picture to docs/loop.
     - longer, longer_harder: the first iteration's policy after the updates of both, with its own prompts, and with the
       second iteration's harder ones from the start; with the first pair's PRM.
     - process: the second iteration's policy when the first pair's PRM, which was trained on the policy that it starts
-      from, is rewarded too (PROCESS); with that PRM.
+      from, is rewarded too, as the mixture of docs/policy.md has it (PROCESS); with that PRM.
   In all of them steps_right is the share of the samples' steps that are right, right_for_wrong_reasons the share of
   solutions with a wrong step among those with the right answer.
 """
@@ -59,7 +59,10 @@ from prmkit.types import Problem, VerifiableTask
 from registry import read_metrics
 
 FREE = ("--model.kl.weight", "0")
-PROCESS = ("--data.rewards.process.form", "min", "--data.rewards.process.weight", "0.3", "--data.prm.path")
+PROCESS = (
+    *("--data.rewards.process.form", "raw", "--model.process_weight", "0.3", "--model.kl.estimator", "k3_k2"),
+    "--data.prm.path",
+)
 LONGER = ("--trainer.max_epochs", "40")
 HARDER = ("--data.prompts.task_options.hard_share", "0.8")
 PRM_FIGURES = ("auroc", "step_accuracy", "first_error_f1", "ece")
