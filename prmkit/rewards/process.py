@@ -26,7 +26,8 @@ class ProcessConfig:
     """Reward of the steps.
 
     Attributes:
-        weight: factor in the mixture; 0 only logs.
+        weight: factor in the mixture; 0 only logs. GRPO normalises the advantages of steps: where nothing else rewards
+            steps, this factor is lost there, and `model.process_weight` is the one that counts.
         form: from scores p_1 .. p_S to rewards r_1 .. r_S:
             "raw": r_s = p_s;
             "centred": r_s = 2 p_s - 1 = p(+) - p(-);
