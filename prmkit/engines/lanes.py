@@ -37,6 +37,7 @@ class Lanes:
         self._spec = spec
         self._most = max(samples, _LEAST_LANES)
         self._share = share
+        self._own = True  # whether every sample is on the lane of its own number
         self._together = False  # whether any lane has several samples that go on
         self._kv = spec.allocate(_LEAST_LANES if share else self._most, 0)
         self.of = torch.zeros(self._most, dtype=torch.long, device=spec.device)
@@ -57,17 +58,18 @@ class Lanes:
 
     def begin(self, first: int, prompts: Iterable[tuple[PrefixNode | None, int]]) -> None:
         """Put samples first, first+1, ... on lanes, by their prompts as (all but the last token, last token)."""
-        known: dict[tuple[int, int], int] = {}
-        lanes = []
-        for prefix, last in prompts:
-            key = (id(prefix), last)
-            if key not in known or not self._share:
-                known[key] = self._open(1)
-                if prefix is not None:
-                    prefix.read_kv(self._kv[:, :, known[key]])
-            lanes.append(known[key])
-        self.of[first : first + len(lanes)] = torch.tensor(lanes, device=self.of.device)
-        self._together |= len(known) < len(lanes) and self._share
+        known: dict[tuple[int, int, int], tuple[int, PrefixNode | None]] = {}
+        numbers = []
+        for sample, (prefix, last) in enumerate(prompts):
+            key = (id(prefix), last, 0 if self._share else sample)
+            numbers.append(known.setdefault(key, (len(known), prefix))[0])
+        lane = self._open(len(known))
+        for number, prefix in known.values():
+            if prefix is not None:
+                prefix.read_kv(self._kv[:, :, lane + number])
+        self.of[first : first + len(numbers)] = torch.tensor(numbers, device=self.of.device) + lane
+        if len(known) < len(numbers):
+            self._own, self._together = False, True
 
     def leaders(self, length: Tensor, done: Tensor) -> Tensor:
         """The sample whose last token each lane is fed: [computed] long.
@@ -78,7 +80,7 @@ class Lanes:
             length: [N] long, tokens of each sample.
             done: [N] bool.
         """
-        if not self._share:
+        if self._own:
             return torch.arange(self.computed, device=length.device).clamp_(max=len(length) - 1)
         numbers = torch.arange(len(length))
         rank = (2 * length + ~done) * len(length) + numbers
@@ -87,7 +89,7 @@ class Lanes:
 
     def spread(self, values: Tensor, samples: int) -> Tensor:
         """Values of lanes [computed, ...] as values of samples [samples, ...]."""
-        return values.index_select(0, self.of[:samples]) if self._share else values[:samples]
+        return values[:samples] if self._own else values.index_select(0, self.of[:samples])
 
     def part(self, tokens: Tensor, done: Tensor, vocabulary: int, columns: int) -> None:
         """Give samples that go on lanes of their own where their new tokens differ.
@@ -121,7 +123,7 @@ class Lanes:
             used: samples in use.
             columns: of the buffer that hold anything.
         """
-        if not self._share:
+        if self._own:
             return
         for group in groups:
             lane = int(self.of[group[0]])
@@ -134,6 +136,7 @@ class Lanes:
         """Give lanes free that none of the first `used` samples is on, and move lanes from the end into them."""
         kept = torch.unique(self.of[:used]).tolist()
         self.count = len(kept)
+        self._own |= not kept
         holes = sorted(set(range(self.count)).difference(kept))
         moving = [lane for lane in kept if lane >= self.count]
         if moving:
@@ -151,7 +154,7 @@ class Lanes:
         """Take lanes; the first one's number."""
         first, self.count = self.count, self.count + count
         if self.count > self._kv.shape[2]:
-            self._grow(min(self._most, max(self.count, self._kv.shape[2] * 3 // 2)), self._kv.shape[4])
+            self._grow(min(self._most, max(self.count, self._kv.shape[2] * 2)), self._kv.shape[4])
         return first
 
     def _grow(self, lanes: int, columns: int) -> None:
