@@ -24,13 +24,11 @@ def draw_exhibit(loose: dict[str, Any], held: dict[str, Any], outcome: dict[str,
     FigureCanvasAgg(figure)
     titles = ("nothing holds the policy", "pull to the reference, steps judged one by one")
     for axes, run, title in zip(figure.subplots(1, 2, sharey=True), (loose, held), titles, strict=True):
-        lines = run["iterations"]
-        updates = range(len(lines))
-        axes.plot(updates, [line["score"] for line in lines], color="tab:orange", label="lowest step score by the PRM")
-        axes.plot(updates, [line["outcome"] for line in lines], color="tab:blue", label="pass@1 by the verifier")
-        verified = [line["outcome"] for line in outcome["iterations"]]
+        axes.plot(run["iterations"]["score"], color="tab:orange", label="lowest step score by the PRM")
+        axes.plot(run["iterations"]["outcome"], color="tab:blue", label="pass@1 by the verifier")
+        verified = outcome["iterations"]["outcome"]
         label = "pass@1 with the outcome as reward"
-        axes.plot(range(len(verified)), verified, color="tab:grey", linestyle=":", label=label)
+        axes.plot(verified, color="tab:grey", linestyle=":", label=label)
         if run["guards"]["warnings"]:
             step, good = run["guards"]["warnings"][0][0], run["guards"]["good_step"]
             axes.axvline(step, color="tab:red", linestyle="--", label=f"guards warn (update {step})")

@@ -18,7 +18,8 @@ docs/policy_over_optimisation.png:
 - prm_only_with_guards_pass_at_1: worst seed of `prm_only_kl`, the PRM as only reward with a pull to the reference and
   guards that roll back. prm_only_guarded_pass_at_1: the same without the pull.
 - cpu_seconds, wall_seconds, peak_mib: of the process of a fit and its examination.
-- iterations: figures of the rollouts, and seconds of generation and training, iteration by iteration.
+- iterations: of a run's rollouts, update by update: outcome, score (mean of a solution's lowest step score by the PRM),
+  length in tokens. More figures and the seconds of each update are in the folder of the runs.
 - speedup_vs_trl_grpo, peak_memory_vs_trl_grpo: CPU seconds of an iteration, TRL's over ours; peak memory, ours over
   TRL's. Medians over iterations but the first, both systems run in turn.
 """
@@ -46,6 +47,7 @@ GRPO, PROCESS, PRIME = (f"configs/grpo/{name}.yaml" for name in ("accumulator", 
 PPO = "configs/ppo/accumulator.yaml"
 VERIFIER_WATCHES = ("--data.rewards.outcome.weight", "0")
 TRL_UPDATES = 5
+DIARY = ("outcome", "score", "length")
 RESULTS_OF = Path(__file__).parent / "results" / "policy.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "policy_over_optimisation.png"
 NO_CHECKPOINTS = ("--trainer.callbacks.0.init_args.every_n_train_steps", "1000000")
@@ -147,9 +149,10 @@ def train(name: str, seed: int, pairs: Sequence[Path], out: Path, more: Sequence
         return {**fit(experiment.config, arguments, root), "pass_at_1": examine(root / "policy")}
 
     run = forked(work, root, {"config": Path(experiment.config).read_text(), "arguments": arguments})
-    outcome = [line["outcome"] for line in run["iterations"]]
-    tokens = [256 * line["length"] for line in run["iterations"]]
+    diary = {name: [line[name] for line in run["iterations"] if name in line] for name in DIARY}
+    outcome, tokens = diary["outcome"], [256 * length for length in diary["length"]]
     reached = next((n for n in range(2, len(outcome)) if sum(outcome[n - 2 : n + 1]) / 3 >= 0.8), None)
+    run["iterations"] = diary
     return {**run, "tokens_to_80": None if reached is None else round(sum(tokens[: reached + 1]))}
 
 
