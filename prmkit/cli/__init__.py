@@ -6,6 +6,7 @@ errors (`PrmkitError`) end in one line on stderr and status 2; anything else is 
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import importlib
 import importlib.metadata
@@ -16,10 +17,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from prmkit.errors import PrmkitError
 
-__all__ = ["COMMANDS", "Command", "main"]
+__all__ = ["COMMANDS", "Command", "main", "run_process"]
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -66,6 +68,23 @@ EXAMPLES = """examples:
   prm fit --config configs/prm/accumulator.yaml --ckpt_path last --model.optimizer.lr 5e-4
   prm fit --config configs/prm/accumulator.yaml --print_config
   prm doctor                                                check the installation"""
+
+
+def run_process() -> NoReturn:
+    """The process `prm`: runs it and ends with its status.
+
+    A worker of a distributed job is left at once when its work and the exit handlers are done. Threads of torch's
+    process groups otherwise end one now and then with SIGABRT while the interpreter shuts down, and the launcher
+    takes a job for failed that has succeeded.
+    """
+    status = main()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        atexit._run_exitfuncs()  # Lightning's, which takes leave of the group, and loggers'
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

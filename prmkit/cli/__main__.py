@@ -1,8 +1,6 @@
 """`python -m prmkit.cli`: the same as `prm`, for where the command is not on the path."""
 
-import sys
-
-from prmkit.cli import main
+from prmkit.cli import run_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process()

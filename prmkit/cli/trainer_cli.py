@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from callbacks.checkpoint_io import AtomicCheckpointIO, newest_checkpoint
 from callbacks.exact_resume import ExactResume
@@ -110,7 +110,10 @@ class PrmCLI(LightningCLI):
         if self.command == "predict":
             path = self.config.predictions or Path(config["default_root_dir"] or ".") / "predictions.jsonl"
             extra.append(PredictionsWriter(path))
-        trainer = super()._instantiate_trainer(config, extra)
+        try:
+            trainer = super()._instantiate_trainer(config, extra)
+        except MisconfigurationException as error:
+            raise PrmkitError(f"trainer: {error}") from error
         if self.command == "fit":  # the last of the callbacks: what they do at a step belongs to its checkpoint
             trainer.callbacks.append(ExactResume())
             if _folders(trainer) and not any(isinstance(callback, Preemption) for callback in trainer.callbacks):

@@ -364,6 +364,11 @@ def test_last_needs_a_checkpoint_folder(capsys):
     assert error_of(capsys, "--config", config, "--ckpt_path", "last").startswith("ckpt_path: got 'last'; accepted:")
 
 
+def test_what_lightning_refuses_is_a_users_error(workdir, capsys):
+    bar = "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar"  # the config wants none
+    assert "trainer: Trainer was configured with" in error_of(capsys, "--config", "toy.yaml", bar)
+
+
 def test_unsafe_checkpoint_is_refused(workdir, capsys):
     assert main(["fit", "--config", "toy.yaml", "--trainer.max_epochs", "1"]) == 0
     checkpoint = torch.load("run/checkpoints/epoch=0-step=4.ckpt", weights_only=True)
