@@ -7,6 +7,7 @@ samples, so what samples have in common is computed and kept once: with a policy
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -58,17 +59,22 @@ class Lanes:
 
     def begin(self, first: int, prompts: Iterable[tuple[PrefixNode | None, int]]) -> None:
         """Put samples first, first+1, ... on lanes, by their prompts as (all but the last token, last token)."""
-        known: dict[tuple[int, int, int], tuple[int, PrefixNode | None]] = {}
-        numbers = []
-        for sample, (prefix, last) in enumerate(prompts):
-            key = (id(prefix), last, 0 if self._share else sample)
-            numbers.append(known.setdefault(key, (len(known), prefix))[0])
-        lane = self._open(len(known))
-        for number, prefix in known.values():
-            if prefix is not None:
-                prefix.read_kv(self._kv[:, :, lane + number])
-        self.of[first : first + len(numbers)] = torch.tensor(numbers, device=self.of.device) + lane
-        if len(known) < len(numbers):
+        prompts = list(prompts)
+        keys = [(id(prefix), last) for prefix, last in prompts]
+        lane = self._open(len(set(keys)) if self._share else len(keys))
+        known: dict[tuple[int, int], int] = {}
+        lanes: list[int] = []
+        for key, run in groupby(keys):
+            count = len(list(run))
+            if key not in known or not self._share:
+                known[key], width = lane, 1 if self._share else count
+                prefix = prompts[len(lanes)][0]
+                if prefix is not None:
+                    prefix.read_kv(self._kv[:, :, lane : lane + width])
+                lane += width
+            lanes += [known[key]] * count if self._share else range(known[key], lane)
+        self.of[first : first + len(lanes)] = torch.tensor(lanes, device=self.of.device)
+        if self._share and len(known) < len(lanes):
             self._own, self._together = False, True
 
     def leaders(self, length: Tensor, done: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from prmkit.engines import HFEngine
+from prmkit.engines import HFEngine, rows
+from prmkit.engines.lanes import Lanes
 from prmkit.engines.sampling import sample_keys, uniforms
 from prmkit.errors import ConfigError
 from prmkit.tasks.accumulator import AccumulatorTask
@@ -133,7 +134,7 @@ def test_samples_do_not_depend_on_company_by_a_bit(threads, sizes):
         torch.set_num_threads(before)
 
 
-def test_what_samples_have_in_common_is_computed_once_and_no_bit_changes():
+def test_what_samples_have_in_common_is_computed_once_and_no_bit_changes(monkeypatch):
     """Low temperatures, so that samples part late; stops that flag many tokens, so that parted ones rest and go on."""
     model = policy(**DEMO)
     asked = [request(n % 5, 24, n, max_tokens=40, temperature=0.05, stop=("=0", "+a", "zz")) for n in range(10)]
@@ -147,6 +148,11 @@ def test_what_samples_have_in_common_is_computed_once_and_no_bit_changes():
     twins = HFEngine(model, BOUND)
     run(twins, *[request(0, 1, max_tokens=20, temperature=0)] * 64)
     assert twins.stats.computed_rows == 16 * twins.stats.decode_steps
+    # As on a GPU: a lane a sample.
+    monkeypatch.setattr(rows, "Lanes", lambda spec, samples, share: Lanes(spec, samples, share=not share))
+    apart = HFEngine(model, BOUND, max_rows=150)
+    assert all(map(alike, together, run(apart, *asked)))
+    assert apart.stats.computed_rows >= apart.stats.decode_rows
 
 
 def test_step_by_step_equals_one_go_by_a_bit_and_encodes_nothing_twice():
