@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from _policy_runs import fit, forked
-
-from prmkit.errors import PrmkitError
+from _prm import run_prm
 
 __all__ = ["hotter_prm", "refreshed_prm"]
 
@@ -64,20 +63,12 @@ def _prm(pair: Path, writer: Path, sampling: Sequence[str], root: Path, seed: in
 
     def work() -> dict[str, Any]:
         for command in searches:
-            _run(command)
+            run_prm(*command)
         folders = [Path(command[command.index("--output") + 1]) for command in searches]
         rows.write_text("".join((folder / "rows.jsonl").read_text() for folder in folders))
-        _run(annotate)
-        _run(of_prm)
+        run_prm(*annotate)
+        run_prm(*of_prm)
         return {"labels": len(labels.read_text().splitlines())}
 
     forked(work, root, {"commands": [*searches, annotate, of_prm]})
     return root / "model"
-
-
-def _run(command: Sequence[str]) -> None:
-    from prmkit.cli import main
-
-    status = main(list(command))
-    if status:
-        raise PrmkitError(f"prm {command[0]} ended with status {status}")

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from prmkit.rewards import RewardsConfig
 from prmkit.rollouts import Judge, roll_out
 from prmkit.types import SamplingParams
 
-__all__ = ["IterationClock", "examine", "fit", "forked"]
+__all__ = ["FRESH", "IterationClock", "examine", "fit", "forked"]
 
-PROBLEMS, SAMPLES = 300, 2
+SAMPLES = 2
+PROBLEMS = {"validation": ("validation", 0, 300), "hard": ("hard", 0, 300)}
+FRESH = {"fresh": ("test", 0, 600), "fresh_hard": ("hard", 300, 600)}
 
 
 class IterationClock(Callback):
@@ -89,19 +91,20 @@ def fit(config: str, settings: Sequence[str], root: Path) -> dict[str, Any]:
     return found
 
 
-def examine(policy: Path, seed: int = 0) -> dict[str, float]:
-    """pass@1 by split: SAMPLES solutions at temperature 1 for PROBLEMS problems each, which nothing was trained on."""
+def examine(policy: Path, seed: int = 0, where: Mapping[str, tuple[str, int, int]] = PROBLEMS) -> dict[str, float]:
+    """pass@1 of problems which nothing was trained on, (split, offset, count) by name: SAMPLES solutions of each at
+    temperature 1."""
     source = ModelSource(path=str(policy))
     bound = bind_format(source, None)
     engine = HFEngine(build_policy(source, bound.tokenizer).eval(), bound, max_rows=256)
     found = {}
-    for split in ("validation", "hard"):
-        task, problems = open_prompts(PromptConfig(task="accumulator", split=split, count=PROBLEMS))
+    for name, (split, offset, count) in where.items():
+        task, problems = open_prompts(PromptConfig(task="accumulator", split=split, offset=offset, count=count))
         judge = Judge(RewardsConfig(), task.grader, separator=bound.spec.policy.separator)
         sampling = SamplingParams(max_tokens=96, temperature=1.0)
         groups = asyncio.run(roll_out(list(enumerate(problems)), engine, judge, SAMPLES, sampling, seed))
         rewards = [rollout.parts["outcome"] or 0.0 for group in groups for rollout in group]
-        found[split] = sum(rewards) / len(rewards)
+        found[name] = sum(rewards) / len(rewards)
     return found
 
 

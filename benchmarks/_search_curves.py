@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from _prm import run_prm
 
-from prmkit.cli import main as prm
 from prmkit.evaluation.accuracy import mean_and_se, problem_accuracy, samples_from_rows
 from prmkit.evaluation.comparison import comparison_figures, levels_of
 from prmkit.io import write_json
 from prmkit.models import PRMModel
+from prmkit.resources import find_config
 from prmkit.scoring import EnsembleScorer, PRMScorer
 from prmkit.scoring.ensemble import PESSIMISMS
 from prmkit.search.methods import METHODS
@@ -28,7 +29,7 @@ from prmkit.types import StepScorer
 
 HEADLINE = "product_vote"
 SELECTIONS = ("majority", "product_vote", "product_max", "last_vote", "last_max", "min_vote", "min_max", "oracle")
-CURVES = yaml.safe_load(Path("configs/search/methods.yaml").read_text())
+CURVES = yaml.safe_load(find_config("configs/search/methods.yaml").read_text())
 GUIDED = ("best_of_n", "beam_search", "dvts", "rebase", "compute_optimal")
 FAST = ("--greedy", "false", "--in_flight", "256", "--engine.max_rows", "256", "--chunk", "60")
 TASK = ("--task", "accumulator", "--task_options", '{"hard_share": 0.0}')
@@ -75,9 +76,9 @@ class Pair:
         found = ("--policy", str(self.policy), "--prm", str(prm), *self._seed(), *TASK, *where)
         beams = ("--beam_search.aggregation=product", "--beam_search.step_tokens=16")
         sizes = ("--method=beam_search", "--budgets=64", "--sampling.max_tokens=64", *beams, *BEAMS["merged"])
-        _run("search", *found, *sizes, *FAST, "--output", str(work / "search"))
+        run_prm("search", *found, *sizes, *FAST, "--output", str(work / "search"))
         source = ("--candidates", str(work / "search/rows.jsonl"), "--policy", str(self.policy), *self._seed())
-        _run(
+        run_prm(
             "annotate",
             "--config",
             "configs/annotate/traces.yaml",
@@ -91,7 +92,7 @@ class Pair:
     def _search(self, name: str, *arguments: str) -> list[SearchRow]:
         output = self._work / name
         which = ("--task", "accumulator", "--offset", str(_STRIDE * self._number), "--limit", str(self._problems))
-        _run("search", *arguments, "--policy", str(self.policy), "--output", str(output), *which, *self._seed())
+        run_prm("search", *arguments, "--policy", str(self.policy), "--output", str(output), *which, *self._seed())
         return list(read_rows(output / "rows.jsonl"))
 
     def _seed(self) -> tuple[str, str]:
@@ -119,7 +120,7 @@ def _trained(model: Path, labels: Sequence[Mapping[str, Any]], output: Path, epo
         fit = ("--config", "configs/prm/accumulator.yaml", "--trainer.default_root_dir", str(output))
         short = ("--trainer.max_epochs", str(epochs), "--data.init_args.batch.max_tokens", "960")
         data = ("--model.init_args.source.path", str(model), "--data.init_args.train", json.dumps(list(labels)))
-        _run("fit", *fit, *short, *data, "--ckpt_path", "last")
+        run_prm("fit", *fit, *short, *data, "--ckpt_path", "last")
     return output / "model"
 
 
@@ -203,10 +204,3 @@ def by_method(rows: Sequence[SearchRow]) -> dict[str, Any]:
             "failed": search["failed"],
         }
     return found
-
-
-def _run(*arguments: str) -> None:
-    """A command of prmkit; an error ends the benchmark."""
-    status = prm(list(arguments))
-    if status:
-        raise SystemExit(status)

@@ -17,6 +17,8 @@ docs/policy_over_optimisation.png:
   iterations, `grpo_outcome_and_process` over `grpo`, means over seeds; null where one does not get there.
 - prm_only_with_guards_pass_at_1: worst seed of `prm_only_kl`, the PRM as only reward with a pull to the reference and
   guards that roll back. prm_only_guarded_pass_at_1: the same without the pull.
+- confirmation (--confirm): `prm_only_kl` was chosen on the problems above; pass@1 on 600 others each, `as_chosen` of
+  its policies and `anew` of as many trained with other random numbers.
 - cpu_seconds, wall_seconds, peak_mib: of the process of a fit and its examination.
 - iterations: of a run's rollouts, update by update: outcome, score (mean of a solution's lowest step score by the PRM),
   length in tokens. More figures and the seconds of each update are in the folder of the runs.
@@ -37,7 +39,7 @@ from typing import Any, Literal
 from _environment import write_result
 from _policy_plot import draw_exhibit
 from _policy_prms import hotter_prm, refreshed_prm
-from _policy_runs import examine, fit, forked
+from _policy_runs import FRESH, examine, fit, forked
 from _policy_trl import compare
 
 from prmkit.errors import DataError
@@ -168,6 +170,16 @@ def prm_of(which: str, seed: int, pairs: Sequence[Path], out: Path) -> str:
     return str(pairs[seed] / "prm" / "model")
 
 
+def confirm(pairs: Sequence[Path], out: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """{as_chosen, anew: {seed: pass@1 of problems that nothing was chosen on}} of `prm_only_kl`."""
+    found: dict[str, dict[str, dict[str, float]]] = {"as_chosen": {}, "anew": {}}
+    for seed in range(len(pairs)):
+        for name, root, more in (("as_chosen", out, []), ("anew", out / "anew", ["--seed_everything", str(seed + 10)])):
+            train("prm_only_kl", seed, pairs, root, more)
+            found[name][str(seed)] = examine(root / f"prm_only_kl-{seed}" / "policy", 7, FRESH)
+    return found
+
+
 def worst(runs: dict[str, dict[str, Any]]) -> float | None:
     """Of all seeds, on the validation split; null when the experiment was not run."""
     return min((run["pass_at_1"]["validation"] for run in runs.values()), default=None)
@@ -188,6 +200,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/policy"), help="folder of the runs")
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--trl", metavar="PYTHON", help="interpreter of an environment with TRL, to compare with")
+    parser.add_argument("--confirm", action="store_true", help="examine what was chosen on problems of its own")
     parser.add_argument("--quick", action="store_true", help="three iterations each, to see that it works")
     arguments = parser.parse_args()
     for pair in arguments.pairs:
@@ -225,6 +238,7 @@ def main() -> None:
         "tokens_ratio_process_vs_outcome": ratio(runs, "grpo_outcome_and_process", "grpo"),
         "prm_only_with_guards_pass_at_1": worst(runs.get("prm_only_kl", {})),
         "prm_only_guarded_pass_at_1": worst(runs.get("prm_only_guarded", {})),
+        "confirmation": confirm(arguments.pairs, arguments.out) if arguments.confirm else known.get("confirmation"),
         "before": before,
         "runs": runs,
     }
