@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Sequence
 
+from prmkit.cli.fit_settings import read_fit, take_print_config, wants_parser_help
 from prmkit.cli.pair_option import with_pair_for_fit
 from prmkit.cli.parsing import expand_configs
 from prmkit.processes import END_WITH_PARENT, end_with_parent
@@ -38,14 +40,18 @@ _KEYS = """keys of a config:
   seed_everything         seed of Python, NumPy and torch (default 0)
 
 arguments:
-  --config FILE           may be given several times; later files win, key by key. Looked up in the working directory,
-                          then among the shipped configs ({configs})
-  --KEY VALUE             overrides one key: --model.init_args.optimizer.lr 1e-4, or short --model.optimizer.lr 1e-4;
-                          an item of a list by its number: --trainer.callbacks.0.init_args.save_top_k 2
+  --config FILE           may be given several times; later files win, key by key, and a list replaces a list; `key+:`
+                          adds to one. Looked up in the working directory, then among the shipped configs ({configs})
+  --KEY VALUE             overrides one key, whatever the files say: --model.init_args.optimizer.lr 1e-4, or short
+                          --model.optimizer.lr 1e-4; `null` for nothing; an item of a list by its number:
+                          --trainer.callbacks.0.save_top_k 2; one more: --trainer.callbacks+=CLASS
+  --export false, --summary false, --preemption false
+                          leave out what a fit does by itself where the config has no callback for it: the model's
+                          folder, training.json, checkpoints (trainer.enable_checkpointing), saving on a signal
   --pair NAME@VERSION     go on from a version of the registry (--registry URL): a PRM from its PRM, a policy from its
                           policy, with its PRM where rollouts get process rewards
   --ckpt_path PATH|last   a checkpoint; `last` is the newest complete one in the run's checkpoint folder{last}
-  --print_config          print the merged config with every default, and stop
+  --print_config          print the merged config with every default, interpolations as written, and stop
   --model.help CLASS      the settings of a class; likewise --data.help CLASS
   --help-all              Lightning's full help, every key with its type and default"""
 
@@ -100,12 +106,27 @@ def _run(command: str, argv: Sequence[str]) -> int:
         return 0
     if os.environ.get(END_WITH_PARENT):
         end_with_parent()
-    arguments = ["--help" if argument == "--help-all" else argument for argument in argv]
+    if wants_parser_help(argv):
+        return _parser_help(command, argv)
+    prints, arguments = take_print_config(argv)
     arguments, files = expand_configs(arguments)
-    arguments = with_pair_for_fit(arguments, files)
-    from prmkit.cli.trainer_cli import PrmCLI, run_trainer
+    line = read_fit(with_pair_for_fit(arguments, files), command)
+    for text in line.said:
+        print(text, file=sys.stderr)
+    from prmkit.cli.trainer_cli import PrmCLI, print_config, run_trainer
 
-    return run_trainer(PrmCLI(command, arguments))
+    if prints:
+        print_config(command, line)
+        return 0
+    return run_trainer(PrmCLI(command, line))
+
+
+def _parser_help(command: str, argv: Sequence[str]) -> int:
+    """The help of Lightning's own parser: all keys, or those of a class."""
+    arguments, _ = expand_configs(["--help" if argument == "--help-all" else argument for argument in argv])
+    from prmkit.cli.trainer_cli import parser_help
+
+    return parser_help(command, arguments)
 
 
 def _help(command: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -20,10 +22,13 @@ from callbacks.exact_resume import ExactResume
 from callbacks.predictions import PredictionsWriter
 from callbacks.preemption import REQUEUE, Preempted, Preemption
 from prmkit.checkpoints import read_sharded
+from prmkit.cli.config_tree import CommandLine
+from prmkit.cli.default_callbacks import default_callbacks
 from prmkit.cli.fit import TERMINATED
-from prmkit.cli.overrides import parse_arguments
+from prmkit.cli.fit_settings import DEFAULTS, config_text, normalise
 from prmkit.cli.parsing import user_errors
 from prmkit.errors import ConfigError, PrmkitError
+from prmkit.io import write_atomic
 
 __all__ = ["PrmCLI", "checkpoint_path", "run_trainer"]
 
@@ -47,6 +52,46 @@ warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
 warnings.filterwarnings("ignore", message=r".*resuming from a checkpoint that ended before the epoch ended")
 
 
+class SavedConfig(SaveConfigCallback):
+    """Writes the config of a fit into its run folder, interpolations as they were written."""
+
+    def __init__(self, *args: Any, raw: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.raw = raw
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = trainer.log_dir or trainer.default_root_dir  # collective
+        if trainer.is_global_zero and not self.already_saved:
+            write_atomic(Path(folder) / self.config_filename, dump_config(self.parser, self.config, self.raw))
+        self.already_saved = True
+
+
+def _parser_options(command: str) -> dict[str, Any]:
+    return {
+        "prog": f"prm {command}",
+        "description": f"prm {command}: every key with its type and default",
+        "parser_mode": "omegaconf+",  # interpolation after merging; "omegaconf" resolves file by file
+        "exit_on_error": False,
+        "allow_abbrev": False,  # an abbreviated key would be accepted silently
+        "default_env": False,
+    }
+
+
+def parse_tree(parser: LightningArgumentParser, tree: dict[str, Any]) -> Any:
+    """The config that a tree of settings stands for: defaults filled in, interpolations resolved, paths normalised."""
+    config = parser.parse_object(copy.deepcopy(tree))
+    if "/../" not in str(tree):
+        return config
+    plain = yaml.safe_load(parser.dump(config, skip_unset=False, skip_link_targets=False, skip_validation=True))
+    return parser.parse_object(normalise(plain, tree))
+
+
+def dump_config(parser: LightningArgumentParser, config: Any, raw: dict[str, Any]) -> str:
+    """A parsed config as YAML, see `prmkit.cli.fit_settings.config_text`."""
+    text = parser.dump(config, skip_unset=False, skip_validation=True)
+    return config_text(yaml.safe_load(text), raw)
+
+
 class PrmCLI(LightningCLI):
     """Parses the arguments of one command and builds model, data and trainer; `run_trainer` runs them.
 
@@ -55,10 +100,10 @@ class PrmCLI(LightningCLI):
 
     Args:
         command: "fit", "validate", "test" or "predict".
-        args: arguments of the command; `--config` values are paths that exist.
+        line: the settings, see `prmkit.cli.fit_settings.read_fit`.
     """
 
-    def __init__(self, command: str, args: Sequence[str]) -> None:
+    def __init__(self, command: str, line: CommandLine) -> None:
         self.command = command
         super().__init__(
             LightningModule,
@@ -66,40 +111,23 @@ class PrmCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             # only a fit owns the run folder's config.yaml; a resumed one writes it again
-            save_config_callback=SaveConfigCallback if command == "fit" else None,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SavedConfig if command == "fit" else None,
+            save_config_kwargs={"overwrite": True, "raw": line.tree},
             seed_everything_default=0,
-            parser_kwargs={
-                "prog": f"prm {command}",
-                "description": f"prm {command}: every key with its type and default",
-                "parser_mode": "omegaconf+",  # interpolation after merging; "omegaconf" resolves file by file
-                "exit_on_error": False,
-                "allow_abbrev": False,  # an abbreviated key would be accepted silently
-                "default_env": False,
-            },
-            args=list(args),
+            parser_kwargs=_parser_options(command),
+            args=line.tree,
             run=False,
             auto_configure_optimizers=False,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--ckpt_path", type=str | None, default=None, help="checkpoint to load, or `last` for the newest complete"
-        )
-        parser.add_argument(
-            "--weights_only", type=bool, default=True, help="refuse checkpoints that hold more than tensors"
-        )
-        parser.add_argument(
-            "--predictions",
-            type=str | None,
-            default=None,
-            help="prm predict: file to write; null: predictions.jsonl in trainer.default_root_dir",
-        )
+        for name, (kind, default, text) in DEFAULTS.items():
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        # LightningCLI warns when sys.argv is not empty, although it is given the arguments to parse
+        # LightningCLI warns when sys.argv is not empty, although it is given what to parse
         with user_errors(f"prm {self.command}", parser):
-            self.config = parse_arguments(parser, args)
+            self.config = parse_tree(parser, args)
 
     def instantiate_classes(self) -> None:
         with user_errors(f"prm {self.command}", self.parser):
@@ -110,18 +138,55 @@ class PrmCLI(LightningCLI):
         if self.command == "predict":
             path = self.config.predictions or Path(config["default_root_dir"] or ".") / "predictions.jsonl"
             extra.append(PredictionsWriter(path))
+        if self.command == "fit":
+            extra += default_callbacks(config, self.model, export=self.config.export, summary=self.config.summary)
         try:
             trainer = super()._instantiate_trainer(config, extra)
         except MisconfigurationException as error:
             raise PrmkitError(f"trainer: {error}") from error
         if self.command == "fit":  # the last of the callbacks: what they do at a step belongs to its checkpoint
             trainer.callbacks.append(ExactResume())
-            if _folders(trainer) and not any(isinstance(callback, Preemption) for callback in trainer.callbacks):
+            has_one = any(isinstance(callback, Preemption) for callback in trainer.callbacks)
+            if self.config.preemption and _folders(trainer) and not has_one:
                 trainer.callbacks.append(Preemption())
         # Strategies with a format of their own (sharded checkpoints) keep it.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+
+class _ParserOnly(PrmCLI):
+    """The parser and what it makes of a command line; nothing is built."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _set_seed(self) -> None:
+        pass
+
+
+class _Help(_ParserOnly):
+    """Prints the help that arguments ask for; the parser then ends the process's work by SystemExit."""
+
+    def __init__(self, command: str, arguments: Sequence[str]) -> None:
+        self._arguments = list(arguments)
+        super().__init__(command, CommandLine())
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        with user_errors(f"prm {self.command}", parser):
+            self.config = parser.parse_args(self._arguments)
+
+
+def print_config(command: str, line: CommandLine) -> None:
+    """Print the merged config with every default. Nothing is built, so folders need not be there."""
+    cli = _ParserOnly(command, line)
+    print(dump_config(cli.parser, cli.config, line.tree), end="")
+
+
+def parser_help(command: str, arguments: Sequence[str]) -> int:
+    """Print the help of Lightning's own parser, for `--help` and `--model.help CLASS` among the arguments."""
+    _Help(command, arguments)
+    return 0
 
 
 def checkpoint_path(cli: PrmCLI) -> str | None:

@@ -1,0 +1,387 @@
+"""The settings that a class takes, read from its source without importing it.
+
+`prm fit` learns here which keys a config may have and what their values may be before it imports torch: a mistake is
+answered at once. Only what can be told for sure is told. A type that is not understood is `ANYTHING`, a signature with
+unknown `**kwargs` is `open`; both are left to the real parser, which imports the classes.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "ANYTHING", "Choice", "ClassOf", "Kind", "ListOf", "MappingOf", "Plain", "Record", "Setting", "Signature",
+    "Union", "exists", "signature",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A plain type: "int", "float", "bool", "str", "null" or "anything"."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values (`Literal`)."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list, tuple or set of items of one kind."""
+
+    item: Kind
+
+
+@dataclass(frozen=True)
+class MappingOf:
+    """A mapping with values of one kind."""
+
+    value: Kind
+
+
+@dataclass(frozen=True)
+class Record:
+    """The settings of a dataclass, or of a group of keys, written as a mapping."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class ClassOf:
+    """An object of a class or of one of its subclasses, written as `class_path` and `init_args`."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Union:
+    """One of several kinds."""
+
+    members: tuple[Kind, ...]
+
+
+Kind = Plain | Choice | ListOf | MappingOf | Record | ClassOf | Union
+ANYTHING = Plain("anything")
+
+_PLAIN = {
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "str": "str",
+    "None": "null",
+    "Path": "str",
+    "PathLike": "str",
+}
+_SEQUENCES = {"list", "tuple", "set", "frozenset", "List", "Tuple", "Set", "Sequence", "Iterable", "Collection"}
+_OPAQUE = {"Any", "object", "timedelta", "Callable", "Enum"}
+_MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: the kind of its value, and whether it must be given."""
+
+    kind: Kind
+    required: bool
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a class takes.
+
+    Attributes:
+        path: its import path.
+        settings: by name.
+        open: it may take further settings, which cannot be told from its source.
+    """
+
+    path: str
+    settings: dict[str, Setting]
+    open: bool = False
+
+
+@dataclass
+class _Module:
+    """The names at the top of a source file: a definition, or (module, name) of an import."""
+
+    name: str
+    names: dict[str, ast.AST | tuple[str, str]] = field(default_factory=dict)
+
+
+@cache
+def signature(path: str) -> Signature | None:
+    """The signature of a class by its import path; None when its source is not found."""
+    found = _find(path)
+    if found is None:
+        return None
+    module, node = found
+    if not isinstance(node, ast.ClassDef):
+        return None
+    settings, is_open = _settings(module, node, frozenset())
+    return Signature(path, settings, is_open)
+
+
+def exists(path: str) -> bool | None:
+    """Whether a dotted path names something in a module; None when that cannot be told from sources."""
+    module, _, name = path.rpartition(".")
+    loaded = _module(module)
+    if loaded is None:
+        return None
+    return True if name in loaded.names or "*" in loaded.names or "__getattr__" in loaded.names else False
+
+
+def _settings(module: _Module, node: ast.ClassDef, seen: frozenset[str]) -> tuple[dict[str, Setting], bool]:
+    if node.name in seen:
+        return {}, True
+    seen = seen | {node.name}
+    if any(_called(decorator) == "dataclass" for decorator in node.decorator_list):
+        return _fields(module, node, seen)
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            return _arguments(module, node, statement, seen)
+    for base in _bases(module, node):
+        return _settings(*base, seen) if base is not None else ({}, True)
+    return {}, bool(node.bases)
+
+
+def _fields(module: _Module, node: ast.ClassDef, seen: frozenset[str]) -> tuple[dict[str, Setting], bool]:
+    found: dict[str, Setting] = {}
+    is_open = False
+    for base in _bases(module, node):
+        inherited, more = _settings(*base, seen) if base is not None else ({}, True)
+        found |= inherited
+        is_open |= more
+    for statement in node.body:
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        if _called(statement.annotation) == "ClassVar" or _is_internal(statement.value):
+            continue
+        required = statement.value is None or not _has_default(statement.value)
+        found[statement.target.id] = Setting(_kind(module, statement.annotation), required)
+    return found, is_open
+
+
+def _is_internal(value: ast.AST | None) -> bool:
+    return isinstance(value, ast.Call) and any(
+        keyword.arg == "init" and getattr(keyword.value, "value", None) is False for keyword in value.keywords
+    )
+
+
+def _has_default(value: ast.AST) -> bool:
+    if isinstance(value, ast.Call) and _called(value) == "field":
+        return any(keyword.arg in ("default", "default_factory") for keyword in value.keywords)
+    return True
+
+
+def _arguments(
+    module: _Module, node: ast.ClassDef, function: ast.FunctionDef, seen: frozenset[str]
+) -> tuple[dict[str, Setting], bool]:
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args][1:]
+    optional = len(arguments.defaults)
+    found: dict[str, Setting] = {}
+    for index, argument in enumerate(positional):
+        found[argument.arg] = Setting(_kind(module, argument.annotation), index < len(positional) - optional)
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        found[argument.arg] = Setting(_kind(module, argument.annotation), default is None)
+    is_open = False
+    if arguments.kwarg is not None:
+        for base in _bases(module, node):
+            inherited, more = _settings(*base, seen) if base is not None else ({}, True)
+            found = inherited | found
+            is_open |= more
+        is_open = True
+    return found, is_open
+
+
+def _bases(module: _Module, node: ast.ClassDef) -> Iterator[tuple[_Module, ast.ClassDef] | None]:
+    for base in node.bases:
+        expression = base.value if isinstance(base, ast.Subscript) else base
+        name = ast.unparse(expression)
+        if name in ("object", "Protocol", "Generic", "ABC"):
+            continue
+        found = _resolve(module, name)
+        yield found if found is not None and isinstance(found[1], ast.ClassDef) else None  # type: ignore[misc]
+
+
+def _called(node: ast.AST) -> str:
+    """The last part of a name, of what is called, or of what is subscripted."""
+    if isinstance(node, ast.Call):
+        node = node.func
+    if isinstance(node, ast.Subscript):
+        node = node.value
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _kind(module: _Module, node: ast.AST | None, depth: int = 0) -> Kind:
+    """The kind that an annotation stands for."""
+    if node is None or depth > 20:
+        return ANYTHING
+    if isinstance(node, ast.Constant):
+        if node.value is None:
+            return Plain("null")
+        return (
+            _kind(module, ast.parse(node.value, mode="eval").body, depth + 1)
+            if isinstance(node.value, str)
+            else ANYTHING
+        )
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _union(_kind(module, node.left, depth + 1), _kind(module, node.right, depth + 1))
+    if isinstance(node, ast.Subscript):
+        return _subscript(module, node, depth + 1)
+    name = _called(node)
+    if isinstance(node, (ast.Name, ast.Attribute)):
+        if name in _OPAQUE:
+            return ANYTHING
+        if name in _PLAIN:
+            return Plain(_PLAIN[name])
+        if name in _SEQUENCES:
+            return ListOf(ANYTHING)
+        if name in _MAPPINGS:
+            return MappingOf(ANYTHING)
+        return _named(module, ast.unparse(node), depth + 1)
+    return ANYTHING
+
+
+def _subscript(module: _Module, node: ast.Subscript, depth: int) -> Kind:
+    name = _called(node)
+    inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    if name == "Optional":
+        return _union(_kind(module, inside[0], depth), Plain("null"))
+    if name == "Union":
+        return _union(*(_kind(module, member, depth) for member in inside))
+    if name == "Literal":
+        values = [member.value for member in inside if isinstance(member, ast.Constant)]
+        return Choice(tuple(values)) if len(values) == len(inside) else ANYTHING
+    if name == "Annotated":
+        return _kind(module, inside[0], depth)
+    if name in _SEQUENCES:
+        items = [member for member in inside if getattr(member, "value", None) is not Ellipsis]
+        return ListOf(_union(*dict.fromkeys(_kind(module, member, depth) for member in items)))
+    if name in _MAPPINGS:
+        return MappingOf(_kind(module, inside[-1], depth))
+    if name == "PathLike":
+        return Plain("str")
+    return ANYTHING
+
+
+def _named(module: _Module, name: str, depth: int) -> Kind:
+    found = _resolve(module, name)
+    if found is None:
+        return ANYTHING
+    owner, node = found
+    if isinstance(node, ast.ClassDef):
+        path = f"{owner.name}.{node.name}"
+        if any(_called(decorator) == "dataclass" for decorator in node.decorator_list):
+            return Record(path)
+        bases = {ast.unparse(base) for base in node.bases}
+        return ANYTHING if bases & {"Enum", "StrEnum", "TypedDict", "NamedTuple", "str"} else ClassOf(path)
+    if isinstance(node, ast.Assign):
+        return _kind(owner, node.value, depth)
+    if isinstance(node, ast.AnnAssign):
+        return _kind(owner, node.value, depth)
+    return ANYTHING
+
+
+def _union(*members: Kind) -> Kind:
+    flat: dict[Kind, None] = {}
+    for member in members:
+        flat |= dict.fromkeys(member.members if isinstance(member, Union) else (member,))
+    if ANYTHING in flat or not flat:
+        return ANYTHING
+    return next(iter(flat)) if len(flat) == 1 else Union(tuple(flat))
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------
+
+
+def _find(path: str) -> tuple[_Module, ast.AST] | None:
+    module, _, name = path.rpartition(".")
+    loaded = _module(module) if module else None
+    return None if loaded is None else _resolve(loaded, name)
+
+
+def _resolve(module: _Module, name: str, depth: int = 0) -> tuple[_Module, ast.AST] | None:
+    """The definition behind a name in a module, imports followed."""
+    first, _, rest = name.partition(".")
+    found = module.names.get(first)
+    if found is None or depth > 20:
+        return None
+    if not isinstance(found, tuple):
+        return None if rest else (module, found)
+    source, attribute = found
+    if not attribute:  # `import a.b as name`
+        return _find(f"{source}.{rest}") if rest else None
+    loaded = _module(source)
+    if loaded is not None and attribute in loaded.names:
+        return _resolve(loaded, f"{attribute}.{rest}" if rest else attribute, depth + 1)
+    return _find(f"{source}.{attribute}.{rest}") if rest else None
+
+
+@cache
+def _module(name: str) -> _Module | None:
+    file = _source_file(name)
+    if file is None:
+        return None
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None
+    module = _Module(name)
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    _collect(module, package, tree.body)
+    return module
+
+
+def _collect(module: _Module, package: str, body: list[ast.stmt]) -> None:
+    for node in body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            module.names[node.name] = node
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    module.names[target.id] = node
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            module.names[node.target.id] = node
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            source = ".".join(part for part in (base, node.module) if part)
+            module.names |= {alias.asname or alias.name: (source, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                first = alias.name.partition(".")[0]
+                module.names[alias.asname or first] = (alias.name if alias.asname else first, "")
+        else:
+            for inner in ("body", "handlers", "orelse"):
+                found = getattr(node, inner, [])
+                for part in found:
+                    _collect(module, package, part.body if isinstance(part, ast.ExceptHandler) else [part])
+
+
+def _source_file(name: str) -> Path | None:
+    first, *rest = name.split(".")
+    try:
+        spec = importlib.util.find_spec(first)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for root in spec.submodule_search_locations or ():
+        place = Path(root, *rest)
+        for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+            if file.is_file():
+                return file
+    return None
