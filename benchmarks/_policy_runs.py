@@ -20,6 +20,7 @@ import lightning_modules.grpo
 import lightning_modules.ppo  # noqa: F401 - likewise
 from datamodules.prompts import PromptConfig, open_prompts
 from lightning_modules.formats import bind_format
+from prmkit.cli.fit_settings import read_fit
 from prmkit.cli.trainer_cli import PrmCLI, run_trainer
 from prmkit.engines import HFEngine
 from prmkit.errors import PrmkitError
@@ -78,7 +79,7 @@ def fit(config: str, settings: Sequence[str], root: Path) -> dict[str, Any]:
     arguments = ["--config", config, "--trainer.default_root_dir", str(root), "--trainer.logger", "false"]
     arguments += ["--trainer.enable_progress_bar", "false", "--trainer.callbacks.4", json.dumps(clock)]
     arguments += ["--trainer.check_val_every_n_epoch", "1000000"]
-    cli = PrmCLI("fit", [*arguments, *settings])
+    cli = PrmCLI("fit", read_fit([*arguments, *settings], "fit"))
     status = run_trainer(cli)
     if status:
         raise PrmkitError(f"the fit in {root} ended with status {status}")

@@ -4,12 +4,14 @@ import importlib
 import json
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401 - here and not in a test: its log handler keeps the stderr it finds
 import pytest
 import torch
 import yaml
 
 from prmkit.cli import main
-from prmkit.cli.options import peek
+from prmkit.cli.fit_settings import read_fit
+from prmkit.cli.options import parse_settings, peek
 from prmkit.cli.parsing import expand_configs
 from prmkit.models import ModelSource, build_policy, load_tokenizer, save_policy
 from prmkit.resources import config_root, shipped_configs
@@ -77,7 +79,7 @@ def test_fit_config_instantiates(name, policies, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)  # shipped configs are found from anywhere
     arguments, _ = expand_configs(["--config", name, *stand_in(name, policies), "--ckpt_path", "last"])
-    cli = PrmCLI("fit", arguments)
+    cli = PrmCLI("fit", read_fit(arguments, "fit"))
     assert cli.model.bound_format.tokenizer is cli.model.tokenizer
     assert checkpoint_path(cli) is None
     root = Path(cli.config.trainer.default_root_dir)
@@ -90,18 +92,27 @@ def test_fit_config_instantiates(name, policies, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", fit_configs())
-def test_seed_and_folder_are_said_once(name, policies, tmp_path, monkeypatch, capsys):
+def test_a_second_config_with_one_callback_still_leaves_what_a_fit_leaves(name, policies, tmp_path, monkeypatch):
+    from prmkit.cli.trainer_cli import PrmCLI
+
+    def callbacks(key: str, *argv: str) -> list[str]:
+        stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
+        Path("mine.yaml").write_text(yaml.safe_dump({"trainer": {key: [stop]}}))
+        arguments, _ = expand_configs(["--config", name, "--config", "mine.yaml", *stand_in(name, policies), *argv])
+        cli = PrmCLI("fit", read_fit(arguments, "fit"))
+        root = tmp_path / cli.config.trainer.default_root_dir
+        made = {type(callback).__name__: callback for callback in cli.trainer.callbacks}
+        assert "ModelCheckpoint" not in made or Path(made["ModelCheckpoint"].dirpath) == root / "checkpoints"
+        return sorted(
+            set(made) & {"ModelCheckpoint", "ExportPretrained", "TrainingSummary", "Preemption", "EarlyStopping"}
+        )
+
     monkeypatch.chdir(tmp_path)
-    overrides = ["--seed_everything", "41", "--trainer.default_root_dir", "elsewhere"]
-    assert main(["fit", "--config", name, *stand_in(name, policies), *overrides, "--print_config"]) == 0
-    text = capsys.readouterr().out
-    config = yaml.safe_load(text)
-    assert config["model"]["init_args"]["source"]["seed"] == 41
-    assert config["data"]["init_args"]["seed"] == 41
-    assert f"runs/{Path(name).stem}/{Path(name).parent.name}" not in text
-    (tmp_path / "printed.yaml").write_text(text)
-    assert main(["fit", "--config", "printed.yaml", "--print_config"]) == 0
-    assert capsys.readouterr().out == text
+    kept = ["EarlyStopping", "ExportPretrained", "ModelCheckpoint", "Preemption", "TrainingSummary"]
+    assert callbacks("callbacks+") == callbacks("callbacks") == kept
+    off = [part for key in ("export", "summary", "preemption") for part in (f"--{key}", "false")]
+    assert callbacks("callbacks", *off) == ["EarlyStopping", "ModelCheckpoint"]
+    assert callbacks("callbacks", *off, "--trainer.enable_checkpointing", "false") == ["EarlyStopping"]
 
 
 @pytest.mark.parametrize("name", [name for job in ("annotate", "search") for name in shipped_configs(job)])
@@ -111,7 +122,7 @@ def test_annotate_and_search_configs_instantiate(name, tmp_path, monkeypatch):
     command = importlib.import_module(f"prmkit.cli.{job}")
     arguments, _ = expand_configs(["--config", name, "--policy", "p", "--output", "o"])
     parser = command.parser(*([peek(arguments, "method", "omegaprm")] if job == "annotate" else []))
-    values = parser.instantiate(parser.parse_args(arguments))
+    values = parse_settings(parser, arguments)
     task = get_task(values["task"], values["data"], **values["task_options"])
     assert values["split"] is None or values["split"] in task.splits
     assert values["limit"] is None or values["limit"] >= 1
@@ -132,7 +143,10 @@ def last_error(capsys) -> str:
             ("--model.optimizer.lrate", "1"),
             "error: model.init_args.optimizer.lrate: no such setting of lightning_modules",
         ),
-        (("--data.train.0.pth", "x"), "error: data.init_args.train.pth: no such setting of datamodules.sources.Source"),
+        (
+            ("--data.train.0.pth", "x"),
+            "error: data.init_args.train.0.pth: no such setting of datamodules.sources.SourceConfig",
+        ),
         (("--model.loss", "hinge"), "error: model.init_args.loss: got 'hinge'; accepted: "),
         (("--model.source.path", "no/such/folder"), "error: no/such/folder"),
         (

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from prmkit.cli import main
+from prmkit.cli.fit_settings import read_fit
 from prmkit.cli.parsing import expand_configs
 from prmkit.models import ModelSource, PRMModel, build_policy, build_prm, load_tokenizer, save_policy
 from prmkit.resources import shipped_configs
@@ -43,7 +43,8 @@ def test_config_instantiates(name, policy, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     expanded, _ = expand_configs([*arguments(name, policy), "--ckpt_path", "last"])
-    cli = PrmCLI("fit", [*expanded, "--trainer.precision", "32-true", "--trainer.accelerator", "cpu"])
+    on_cpu = ["--trainer.precision", "32-true", "--trainer.accelerator", "cpu"]
+    cli = PrmCLI("fit", read_fit([*expanded, *on_cpu], "fit"))
     assert checkpoint_path(cli) is None
     root = Path(cli.config.trainer.default_root_dir)
     assert root.parts == ("runs", Path(name).stem, Path(name).parent.name)
@@ -51,17 +52,6 @@ def test_config_instantiates(name, policy, tmp_path, monkeypatch):
     assert {Path(saver.dirpath) for saver in savers} == {tmp_path / root / "checkpoints"}
     exports = [callback for callback in cli.trainer.callbacks if type(callback).__name__ == "ExportPretrained"]
     assert [Path(export.dirpath).parent for export in exports] == [root]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_seed_and_folder_are_said_once(name, policy, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    overrides = ["--seed_everything", "41", "--trainer.default_root_dir", "elsewhere", "--print_config"]
-    assert main(["fit", *arguments(name, policy), *overrides]) == 0
-    text = capsys.readouterr().out
-    config = yaml.safe_load(text)
-    assert config["model"]["init_args"]["source"]["seed"] == config["data"]["init_args"]["seed"] == 41
-    assert f"runs/{Path(name).stem}/{Path(name).parent.name}" not in text
 
 
 @pytest.mark.parametrize("job", ["grpo", "ppo"])

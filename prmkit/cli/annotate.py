@@ -20,6 +20,7 @@ from prmkit.cli.options import (
     build,
     expand_servers,
     make_parser,
+    parse_settings,
     peek,
     print_help,
     wants_help,
@@ -164,7 +165,7 @@ def run(argv: list[str]) -> int:
         return 0
     arguments = with_pair(arguments, {"policy": "--policy"}, "--policy_name")
     with user_errors("prm annotate", parse):
-        values = parse.instantiate(parse.parse_args(arguments))
+        values = parse_settings(parse, arguments)
         config, source = build(AnnotateConfig, values), build(ProblemSource, values)
         params: Any = build(get_method(method).params, values)
     task, split, problems, candidates = _problems(config, source)

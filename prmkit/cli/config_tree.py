@@ -3,7 +3,8 @@
 The rules, the same for all commands:
 
 - Later files win, key by key; the command line comes last.
-- A list replaces a list, whole. `key+:` in a file and `--key+=` on the command line add to it.
+- A list replaces a list, whole, and so does a mapping whose keys are free. `key+:` in a file and `--key+=` on the
+  command line add to a list.
 - A class replaces a class; settings of the earlier one that the new one does not have are left out.
 - What a later file takes away is said (`CommandLine.said`).
 """
@@ -22,7 +23,7 @@ from prmkit.cli.signatures import ANYTHING, ClassOf, Kind, ListOf, MappingOf, Re
 from prmkit.cli.yaml_text import load_config
 from prmkit.errors import PrmkitError
 
-__all__ = ["CommandLine", "merge", "read_command_line"]
+__all__ = ["CommandLine", "read_command_line"]
 
 _FLAG = re.compile(r"--[A-Za-z_][\w.]*\+?$")
 
@@ -65,43 +66,97 @@ def read_command_line(argv: Sequence[str], top: Signature, schema: Schema | None
         if given is None or (not equals and given.startswith("--")):
             raise PrmkitError(f"{flag.lstrip('-')}: a value must follow")
         if flag == "--config":
-            merge(line.tree, load_config(Path(given)), given, before, line.said)
+            _Merge(schema or {}, given, before, line.said).settings(line.tree, load_config(Path(given)), top, "")
             before = f"{before}, {given}" if before else given
         else:
             overrides.append((flag[2:], given))
     appended: set[str] = set()
     for name, text in overrides:
-        _Override(name, text, appended, schema or {}).apply(line.tree, top)
+        _Override(name, text, appended, schema or {}, line.said).apply(line.tree, top)
     check_settings(line.tree, top, "", schema or {})
     return line
 
 
-def merge(tree: dict[str, Any], more: dict[Any, Any], file: str, before: str, said: list[str], where: str = "") -> None:
-    """Merge the settings of a later file into a tree.
+@dataclass
+class _Merge:
+    """Merges the settings of a later file into a tree.
 
-    Args:
-        tree: is changed.
-        more: the file's settings.
-        file, before: the names of the file and of those before it, for `said`.
-        said: gets a line for each list and class that is replaced.
-        where: the key of the tree.
+    Attributes:
+        schema: signatures of groups.
+        file, before: names of the file and of those before it, for `said`.
+        said: gets a line for each list and setting that is taken away.
     """
-    _merge_class(tree, more, file, before, said, where)
-    for key, value in more.items():
-        name = str(key)
-        at = f"{where}.{name}" if where else name
-        if name.endswith("+"):
-            _append(tree, name[:-1], value, at[:-1])
-            continue
+
+    schema: Schema
+    file: str = "command line"
+    before: str = ""
+    said: list[str] = field(default_factory=list)
+
+    def settings(self, tree: dict[str, Any], more: dict[Any, Any], known: Signature | None, where: str) -> None:
+        """Merge the settings of a class or group, `known` where they are known; `where` is its key."""
+        for key, value in more.items():
+            name = str(key)
+            setting = known.settings.get(name.rstrip("+")) if known is not None else None
+            kind = ANYTHING if setting is None else setting.kind
+            self.value(tree, name, value, kind, f"{where}.{name}" if where else name)
+
+    def value(self, tree: dict[str, Any], name: str, new: Any, kind: Kind, at: str) -> None:
+        """Merge one value: groups and classes key by key, anything else whole."""
         old = tree.get(name)
-        if isinstance(old, dict) and isinstance(value, dict):
-            merge(old, value, file, before, said, at)
-            continue
-        if isinstance(old, list) and old and before and value != old and any(isinstance(item, dict) for item in old):
-            said.append(_replaced(old, value, at, file, before))
-        tree[name] = {} if isinstance(value, dict) else copy.deepcopy(value)
-        if isinstance(value, dict):
-            merge(tree[name], value, file, "", [], at)
+        if name.endswith("+"):
+            _append(tree, name[:-1], new, at[:-1])
+            return
+        record, is_class = _record(kind, self.schema), _takes_class(kind)
+        if isinstance(new, dict) and (record is not None or is_class or kind == ANYTHING):
+            tree[name] = old if isinstance(old, dict) else {}
+            if record is None and is_class:
+                self.class_(tree[name], new, at)
+            else:
+                self.settings(tree[name], new, record, at)
+            return
+        self._replaced(old, new, at)
+        tree[name] = copy.deepcopy(new)
+
+    def class_(self, tree: dict[str, Any], more: dict[Any, Any], where: str) -> None:
+        """Merge a class; of the settings of an earlier, other one keep those that the new one has."""
+        old, new = tree.get("class_path"), more.get("class_path", tree.get("class_path"))
+        found = signature(str(new))
+        arguments = tree.get("init_args")
+        if old is not None and old != new and isinstance(arguments, dict):
+            lost = [key for key in arguments if found is not None and key not in found.settings and not found.open]
+            if lost:
+                tree["init_args"] = {key: value for key, value in arguments.items() if key not in lost}
+                self.said.append(f"{self.file}: {where} is now {new}, which has no {', '.join(lost)}; {old} had")
+        for key, value in more.items():
+            if key == "init_args" and isinstance(value, dict):
+                if not isinstance(tree.get(key), dict):
+                    tree[key] = {}
+                self.settings(tree[key], value, found, f"{where}.init_args")
+            else:
+                tree[str(key)] = copy.deepcopy(value)
+
+    def _replaced(self, old: Any, new: Any, at: str) -> None:
+        """Say that a list of mappings, or a free mapping, is gone."""
+        if not self.before or not old or new == old:
+            return
+        last = at.rpartition(".")[2]
+        if isinstance(old, list) and any(isinstance(item, dict) for item in old):
+            held, hint = ", ".join(map(_name, old)), f"; to add to it, write `{last}+:`"
+        elif isinstance(old, dict):
+            held, hint = ", ".join(map(str, old)), ""
+        else:
+            return
+        self.said.append(f"{self.file}: {at} replaces that of {self.before} ({held}){hint}")
+
+
+def _record(kind: Kind, schema: Schema) -> Signature | None:
+    """The signature of the group that a kind stands for; None when it is none."""
+    record = next((member for member in members(kind) if isinstance(member, Record)), None)
+    return None if record is None else schema.get(record.path) or signature(record.path)
+
+
+def _takes_class(kind: Kind) -> bool:
+    return any(isinstance(member, ClassOf) for member in members(kind))
 
 
 def _append(tree: dict[str, Any], name: str, value: Any, at: str) -> None:
@@ -110,29 +165,6 @@ def _append(tree: dict[str, Any], name: str, value: Any, at: str) -> None:
     if items is None:
         raise PrmkitError(f"{at}+: adds to a list, and {at} is {old!r}")
     tree[name] = [*items, *copy.deepcopy(value if isinstance(value, list) else [value])]
-
-
-def _merge_class(
-    tree: dict[str, Any], more: dict[Any, Any], file: str, before: str, said: list[str], where: str
-) -> None:
-    """Make room for another class: of the settings of the old one, keep those that the new one has."""
-    old, new = tree.get("class_path"), more.get("class_path")
-    if old is None or new is None or old == new:
-        return
-    found = signature(str(new))
-    kept = tree.get("init_args") if isinstance(tree.get("init_args"), dict) else {}
-    lost = [key for key in kept or {} if found is not None and key not in found.settings and not found.open]
-    if lost:
-        tree["init_args"] = {key: value for key, value in (kept or {}).items() if key not in lost}
-        said.append(
-            f"{file}: {where}.class_path is {new} in place of {old} ({before}), which alone has {', '.join(lost)}"
-        )
-
-
-def _replaced(old: list[Any], new: Any, at: str, file: str, before: str) -> str:
-    names = ", ".join(_name(item) for item in old)
-    last = at.rpartition(".")[2]
-    return f"{file}: {at} takes the place of {before}'s ({names}); `{last}+:` in place of `{last}:` adds to it"
 
 
 def _name(item: Any) -> str:
@@ -146,13 +178,14 @@ def _name(item: Any) -> str:
 class _Override:
     """One `--key value` of the command line."""
 
-    def __init__(self, name: str, text: str, appended: set[str], schema: Schema) -> None:
+    def __init__(self, name: str, text: str, appended: set[str], schema: Schema, said: list[str]) -> None:
         self._adds = name.endswith("+")
         self._name = name.rstrip("+")
         self._keys = self._name.split(".")
         self._text = text
         self._appended = appended  # lists that this command line has added to: their last item may go without a number
         self._schema = schema
+        self._merge = _Merge(schema, said=said)
         self._done: list[str] = []
 
     def apply(self, tree: dict[str, Any], top: Signature) -> None:
@@ -174,9 +207,7 @@ class _Override:
             item = next((member.item for member in accepted if isinstance(member, ListOf)), ANYTHING)
             self._into_list(node, item)
             return
-        record = next((member for member in accepted if isinstance(member, Record)), None)
-        found = None if record is None else self._schema.get(record.path) or signature(record.path)
-        is_class = any(isinstance(member, ClassOf) for member in accepted)
+        found, is_class = _record(kind, self._schema), _takes_class(kind)
         if self._keys[0].isdigit() and not any(isinstance(m, MappingOf) or m == ANYTHING for m in accepted):
             raise PrmkitError(f"{self._here}.{self._keys[0]}: no such item; {self._here} is not a list")
         if node is None or (not isinstance(node, dict) and is_class):
@@ -213,8 +244,7 @@ class _Override:
         key = self._keys.pop(0)
         self._done.append(key)
         if key == "class_path":
-            merge(node, {"class_path": self._text}, "command line", "", [])
-            node["class_path"] = self._text
+            self._merge.class_(node, {"class_path": self._text}, self._here.removesuffix(".class_path"))
             return
         found = signature(str(node.get("class_path", "")))
         if not self._keys or found is None:
@@ -244,14 +274,12 @@ class _Override:
             self._appended.add(self._here)
             return
         value = _as_class(value, kind)
-        old = owner[key] if isinstance(owner, list) or key in owner else None
-        if isinstance(value, dict) and isinstance(old, dict) and not isinstance(owner, list):
-            merge(old, value, "command line", "", [])
-        else:
+        if isinstance(owner, list):
             owner[key] = value
+        else:
+            self._merge.value(owner, str(key), value, kind, self._here)
 
 
 def _as_class(value: Any, kind: Kind) -> Any:
     """A class's name alone as a mapping, where a class is meant."""
-    is_class = any(isinstance(member, ClassOf) for member in members(kind))
-    return {"class_path": value} if is_class and isinstance(value, str) and "." in value else value
+    return {"class_path": value} if _takes_class(kind) and isinstance(value, str) and "." in value else value

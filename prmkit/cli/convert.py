@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from prmkit.annotation.curate import Curated, CurationParams, curate
 from prmkit.annotation.formats import (
@@ -20,9 +21,10 @@ from prmkit.annotation.formats import (
     write_records,
 )
 from prmkit.annotation.records import StepLabels
-from prmkit.cli.options import build, make_parser, print_help, wants_help
+from prmkit.cli.options import build, make_parser, parse_settings, print_help, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.progress import ProgressLine
+from prmkit.cli.signatures import Choice, ListOf, Plain, Setting
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import expand_paths
 
@@ -80,7 +82,33 @@ def parser() -> Any:
     made.add_argument("--to", type=WriteFormat, required=True, help="format to write")
     made.add_argument("--from", type=RecordFormat, default="auto", help="format read; auto looks at each first record")
     made.add_argument("--output", type=str, required=True, help="the JSON-lines file to write")
+    made.prmkit_signature[0].settings.update(
+        {
+            "convert": Setting(ListOf(Plain("str")), True),
+            "to": Setting(Choice(get_args(WriteFormat)), True),
+            "from": Setting(Choice(get_args(RecordFormat)), False),
+            "output": Setting(Plain("str"), True),
+        }
+    )
     return made
+
+
+def _gathered(argv: Sequence[str]) -> list[str]:
+    """The arguments with the several values of `--convert` as one list."""
+    arguments: list[str] = []
+    inputs: list[str] | None = None
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--"):
+            arguments += [] if inputs is None else ["--convert", json.dumps(inputs)]
+            inputs = None
+        if flag == "--convert":
+            inputs = [value] if equals else []
+        elif inputs is not None:
+            inputs.append(argument)
+        else:
+            arguments.append(argument)
+    return arguments if inputs is None else [*arguments, "--convert", json.dumps(inputs)]
 
 
 def run_convert(argv: list[str]) -> int:
@@ -89,9 +117,9 @@ def run_convert(argv: list[str]) -> int:
     if wants_help(argv):
         print_help(parse, SUMMARY, EXAMPLES)
         return 0
-    arguments, _ = expand_configs(argv)
+    arguments, _ = expand_configs(_gathered(argv))
     with user_errors("prm annotate --convert", parse):
-        values = parse.instantiate(parse.parse_args(arguments))
+        values = parse_settings(parse, arguments)
         options, curation = build(ConvertOptions, values), values["curation"]
     inputs, target = values["convert"], values["to"]
     total = _count_lines(inputs, options) if options.limit is None else None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prmkit.cli.fit_settings import normalise
 from prmkit.errors import ConfigError, DataError, PrmkitError
 
 __all__ = ["run"]
@@ -79,7 +80,8 @@ def read_model_config(file: Path) -> dict[str, Any]:
 
     try:
         tree = OmegaConf.load(file)
-        model: Any = OmegaConf.to_container(tree, resolve=True)
+        raw, resolved = (OmegaConf.to_container(tree, resolve=resolve) for resolve in (False, True))
+        model: Any = normalise(resolved, raw)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a config: {error}") from error
     if not isinstance(model, dict) or "class_path" not in (model.get("model") or {}):

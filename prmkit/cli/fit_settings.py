@@ -11,7 +11,7 @@ from typing import Any
 
 from prmkit.cli.config_tree import CommandLine, read_command_line
 from prmkit.cli.config_values import is_reference
-from prmkit.cli.signatures import ClassOf, Plain, Record, Setting, Signature, Union, signature
+from prmkit.cli.signatures import ClassOf, Kind, Plain, Record, Setting, Signature, Union, signature
 from prmkit.errors import PrmkitError
 from prmkit.resources import shipped_configs
 
@@ -26,7 +26,7 @@ DEFAULTS: dict[str, tuple[Any, Any, str]] = {
     "predictions": (
         str | None,
         None,
-        "prm predict: file to write; null: predictions.jsonl in trainer.default_root_dir",
+        "prm predict: file to write; null: predictions.jsonl in the run folder",
     ),
     "export": (bool, True, "prm fit: write the model's folder when the config has no ExportPretrained"),
     "summary": (bool, True, "prm fit: write training.json when the config has no TrainingSummary"),
@@ -76,7 +76,7 @@ def take_print_config(argv: Sequence[str]) -> tuple[bool, list[str]]:
 
 def _signatures() -> tuple[Signature, dict[str, Signature]]:
     trainer = signature("lightning.pytorch.trainer.trainer.Trainer")
-    kinds = {bool: _FLAG, str | None: _TEXT}
+    kinds: dict[Any, Kind] = {bool: _FLAG, str | None: _TEXT}
     settings = {
         "seed_everything": Setting(Union((Plain("bool"), Plain("int"))), False),
         "trainer": Setting(Record("trainer"), False),

@@ -8,7 +8,16 @@ from typing import Any
 
 from prmkit.annotation.judge import JudgePrompt, verdicts_path
 from prmkit.cli.loading import load_engine, load_scorer, model_identity, resolve_model
-from prmkit.cli.options import EngineConfig, ScorerConfig, build, expand_servers, make_parser, print_help, wants_help
+from prmkit.cli.options import (
+    EngineConfig,
+    ScorerConfig,
+    build,
+    expand_servers,
+    make_parser,
+    parse_settings,
+    print_help,
+    wants_help,
+)
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError
 from prmkit.types import SamplingParams
@@ -77,7 +86,7 @@ def run_judge_command(argv: list[str]) -> int:
         return 0
     arguments, _ = expand_configs(expand_servers(argv))
     with user_errors("prm annotate --judge", parse):
-        values = parse.instantiate(parse.parse_args(arguments))
+        values = parse_settings(parse, arguments)
         config = build(JudgeConfig, values)
     path = config.output or str(verdicts_path(config.judge))
     state = _judge(config, values, path)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prmkit.cli.options import build, make_parser, print_help, wants_help
+from prmkit.cli.options import build, make_parser, parse_settings, print_help, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.loop.config import LoopConfig
 
@@ -65,7 +65,7 @@ def parse(argv: Sequence[str]) -> LoopConfig:
     arguments, _ = expand_configs(argv)
     parse_ = parser()
     with user_errors("prm loop", parse_):
-        return build(LoopConfig, parse_.instantiate(parse_.parse_args(arguments)))
+        return build(LoopConfig, parse_settings(parse_, arguments))
 
 
 def _forward(data: bytes) -> None:

@@ -7,13 +7,20 @@ for torch.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prmkit.cli.config_tree import read_command_line
+from prmkit.cli.fit_settings import take_print_config
+from prmkit.cli.parsing import user_errors
+from prmkit.cli.signatures import Record, Setting, Signature, signature
+from prmkit.cli.yaml_text import load_config
 from prmkit.engines.config import ENGINE_KINDS, EngineConfig
-from prmkit.errors import ConfigError
+from prmkit.errors import ConfigError, PrmkitError
+from prmkit.resources import config_root, shipped_configs
 from prmkit.scoring.config import ScorerConfig
 
 __all__ = [
@@ -24,6 +31,7 @@ __all__ = [
     "build",
     "expand_servers",
     "make_parser",
+    "parse_settings",
     "peek",
     "print_help",
     "wants_help",
@@ -62,7 +70,7 @@ class ProblemSource:
 def make_parser(
     command: str, usage: str, flat: Iterable[type], groups: Mapping[str, type], shared: Collection[str] = ()
 ) -> Any:
-    """A jsonargparse parser for dataclasses.
+    """A jsonargparse parser for dataclasses; `parse_settings` puts it to use.
 
     Args:
         command: e.g. "prm search".
@@ -75,11 +83,56 @@ def make_parser(
 
     parser = ArgumentParser(prog=command, usage=usage, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with these settings; later ones win, key by key")
+    settings: dict[str, Setting] = {}
+    schema: dict[str, Signature] = {"": Signature("", {})}
     for kind in flat:
         parser.add_class_arguments(kind, skip={f.name for f in fields(kind)} & set(groups))
+        settings |= {name: setting for name, setting in _signature(kind).items() if name not in groups}
     for name, kind in groups.items():
         parser.add_class_arguments(kind, name, skip={f.name for f in fields(kind)} & set(shared))
+        inner = {key: setting for key, setting in _signature(kind).items() if key not in shared}
+        schema[name] = Signature(name, inner)
+        settings[name] = Setting(Record(name), False)
+    parser.prmkit_signature = (Signature("", settings), schema)
     return parser
+
+
+def _signature(kind: type) -> Mapping[str, Setting]:
+    found = signature(f"{kind.__module__}.{kind.__qualname__}")
+    assert found is not None, kind  # a class of this package, whose source is there
+    return found.settings
+
+
+def parse_settings(parser: Any, argv: Sequence[str]) -> Any:
+    """The instantiated settings of a command line, by the rules of `prmkit.cli.config_tree`.
+
+    With `--print_config` among the arguments they are printed instead, and the command ends (SystemExit).
+
+    Args:
+        parser: from `make_parser`.
+        argv: arguments; `--config` values are files that exist.
+
+    Raises:
+        PrmkitError: a setting that is unknown, missing or of another kind; whatever the dataclasses refuse.
+    """
+    prints, arguments = take_print_config(argv)
+    top, schema = parser.prmkit_signature
+    line = read_command_line(arguments, top, schema)
+    missing = [name for name, setting in top.settings.items() if setting.required and line.tree.get(name) is None]
+    if missing:
+        names = ", ".join(f"`{name}`" for name in missing)
+        job = parser.prog.rpartition(" ")[2]
+        shipped = ", ".join(shipped_configs(job) if (config_root() / job).is_dir() else ())
+        hint = f", or a config that has it ({shipped})" if shipped else ""
+        raise PrmkitError(f"{names}: not given. Give --{missing[0]} VALUE{hint}; {parser.prog} --help has examples")
+    for text in line.said:
+        print(text, file=sys.stderr)
+    with user_errors(parser.prog, parser):
+        config = parser.parse_object(line.tree)
+        if prints:
+            print(parser.dump(config, skip_unset=False), end="")
+            raise SystemExit(0)
+        return parser.instantiate(config)
 
 
 SERVER_FLAGS = """
@@ -134,26 +187,25 @@ def wants_help(argv: Sequence[str]) -> bool:
 
 
 def peek(arguments: Sequence[str], name: str, default: str) -> str:
-    """A setting before there is a parser that knows the others: the last of `--NAME VALUE` and the config files' own.
+    """A setting before there is a parser that knows the others: the last of `--NAME VALUE`, else the last config's.
 
     Args:
         arguments: with the files of `--config` found, as `expand_configs` gives them.
         name: e.g. "method", which decides what other settings there are.
         default: when it is set nowhere.
     """
-    import yaml
-
-    found = default
+    found: dict[str, str] = {}
     rest = iter(arguments)
     for argument in rest:
         flag, equals, value = argument.partition("=")
         if flag not in ("--config", f"--{name}"):
             continue
         value = value if equals else next(rest, "")
-        if flag == "--config":
-            value = yaml.safe_load(Path(value).read_text(encoding="utf-8")).get(name, found)
-        found = str(value)
-    return found
+        if flag != "--config":
+            found[flag] = value
+        elif (of_file := load_config(Path(value)).get(name)) is not None:
+            found[flag] = str(of_file)
+    return found.get(f"--{name}", found.get("--config", default))
 
 
 def build(kind: type[T], values: Any) -> T:

@@ -34,7 +34,7 @@ _BASES = {
 def expand_configs(argv: Sequence[str]) -> tuple[list[str], tuple[Path, ...]]:
     """Put the path of the file found in place of every `--config NAME`; returns the arguments and those files.
 
-    Raises PrmkitError, with the shipped names, for a file that is nowhere.
+    Raises PrmkitError, with the shipped names, for a file that is nowhere, and for one that is no config.
     """
     arguments: list[str] = []
     files: list[Path] = []
@@ -44,25 +44,9 @@ def expand_configs(argv: Sequence[str]) -> tuple[list[str], tuple[Path, ...]]:
         if flag not in _CONFIG_FLAGS:
             arguments.append(argument)
             continue
-        files.append(_checked(find_config(value if equals else next(rest, ""))))
+        files.append(find_config(value if equals else next(rest, "")))
         arguments += ["--config", str(files[-1])]
     return arguments, tuple(files)
-
-
-def _checked(file: Path) -> Path:
-    """The file itself, once it is known to be YAML that holds keys; jsonargparse does not name a malformed file."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise PrmkitError(f"{file}{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PrmkitError(f"{file}: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise PrmkitError(f"{file}: holds {type(content).__name__}; a config is a mapping of keys to values")
-    return file
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from prmkit.cli.options import (
     build,
     expand_servers,
     make_parser,
+    parse_settings,
     peek,
     print_help,
     wants_help,
@@ -293,7 +294,7 @@ def run(argv: list[str]) -> int:
         return 0
     arguments = with_pair(arguments, {"policy": "--policy", "prm": "--prm"})
     with user_errors("prm search", parse):
-        values = parse.instantiate(parse.parse_args(arguments))
+        values = parse_settings(parse, arguments)
         job = _prepare(values, names)
     seconds = _search(job)
     if job.plain:

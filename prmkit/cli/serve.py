@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prmkit.cli.loading import fingerprint, load_engine, load_scorer, resolve_model
-from prmkit.cli.options import EngineConfig, ScorerConfig, build, make_parser, print_help, wants_help
+from prmkit.cli.options import EngineConfig, ScorerConfig, build, make_parser, parse_settings, print_help, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError
 
@@ -88,7 +88,7 @@ def run(argv: list[str]) -> int:
         return 0
     arguments, _ = expand_configs(argv)
     with user_errors("prm serve", parse):
-        values = parse.instantiate(parse.parse_args(arguments))
+        values = parse_settings(parse, arguments)
         config = build(ServeConfig, values)
     for name in ("engine", "scorer"):
         if values[name].kind != "hf":

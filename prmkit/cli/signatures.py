@@ -137,7 +137,7 @@ def exists(path: str) -> bool | None:
     loaded = _module(module)
     if loaded is None:
         return None
-    return True if name in loaded.names or "*" in loaded.names or "__getattr__" in loaded.names else False
+    return any(known in loaded.names for known in (name, "*", "__getattr__"))
 
 
 def _settings(module: _Module, node: ast.ClassDef, seen: frozenset[str]) -> tuple[dict[str, Setting], bool]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -25,10 +23,10 @@ from prmkit.checkpoints import read_sharded
 from prmkit.cli.config_tree import CommandLine
 from prmkit.cli.default_callbacks import default_callbacks
 from prmkit.cli.fit import TERMINATED
-from prmkit.cli.fit_settings import DEFAULTS, config_text, normalise
+from prmkit.cli.fit_settings import DEFAULTS
 from prmkit.cli.parsing import user_errors
+from prmkit.cli.saved_config import SavedConfig, dump_config, parse_tree
 from prmkit.errors import ConfigError, PrmkitError
-from prmkit.io import write_atomic
 
 __all__ = ["PrmCLI", "checkpoint_path", "run_trainer"]
 
@@ -52,20 +50,6 @@ warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
 warnings.filterwarnings("ignore", message=r".*resuming from a checkpoint that ended before the epoch ended")
 
 
-class SavedConfig(SaveConfigCallback):
-    """Writes the config of a fit into its run folder, interpolations as they were written."""
-
-    def __init__(self, *args: Any, raw: dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.raw = raw
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = trainer.log_dir or trainer.default_root_dir  # collective
-        if trainer.is_global_zero and not self.already_saved:
-            write_atomic(Path(folder) / self.config_filename, dump_config(self.parser, self.config, self.raw))
-        self.already_saved = True
-
-
 def _parser_options(command: str) -> dict[str, Any]:
     return {
         "prog": f"prm {command}",
@@ -75,21 +59,6 @@ def _parser_options(command: str) -> dict[str, Any]:
         "allow_abbrev": False,  # an abbreviated key would be accepted silently
         "default_env": False,
     }
-
-
-def parse_tree(parser: LightningArgumentParser, tree: dict[str, Any]) -> Any:
-    """The config that a tree of settings stands for: defaults filled in, interpolations resolved, paths normalised."""
-    config = parser.parse_object(copy.deepcopy(tree))
-    if "/../" not in str(tree):
-        return config
-    plain = yaml.safe_load(parser.dump(config, skip_unset=False, skip_link_targets=False, skip_validation=True))
-    return parser.parse_object(normalise(plain, tree))
-
-
-def dump_config(parser: LightningArgumentParser, config: Any, raw: dict[str, Any]) -> str:
-    """A parsed config as YAML, see `prmkit.cli.fit_settings.config_text`."""
-    text = parser.dump(config, skip_unset=False, skip_validation=True)
-    return config_text(yaml.safe_load(text), raw)
 
 
 class PrmCLI(LightningCLI):
@@ -172,7 +141,7 @@ class _Help(_ParserOnly):
         self._arguments = list(arguments)
         super().__init__(command, CommandLine())
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ARG002
         with user_errors(f"prm {self.command}", parser):
             self.config = parser.parse_args(self._arguments)
 

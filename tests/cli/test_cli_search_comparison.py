@@ -112,7 +112,7 @@ def test_methods_are_named_on_the_command_line_or_in_yaml(tmp_path):
         (["--method", "mcts", "--budgets", "4", "--budget_unit", "calls"], "budget_unit: got 'calls'"),
         (["--method", "beam_search", "--beam_search.n", "6"], "search.n: got 6; accepted: a multiple of search.width"),
         (["--method", "beam_search", "--n", "6"], "n: no such setting"),
-        (["--method", "mcts", "--mcts.sampling.temperature", "1"], "mcts.sampling.temperature: no such setting"),
+        (["--method", "mcts", "--mcts.sampling.temperature", "1"], "mcts.sampling: no such setting"),
         (["--method", "mcts", "--mcts.prior", "none"], "mcts.prior"),
         (["--method", "mcts", "--budgets", "4", "--limits.generated_tokens", "9"], "limits.generated_tokens: got 9"),
         (["--method", "mcts", "--discriminator", "d"], "discriminator: got 'd'; accepted: null, unless rstar"),
