@@ -95,6 +95,8 @@ def test_fit_config_instantiates(name, policies, tmp_path, monkeypatch):
 def test_a_second_config_with_one_callback_still_leaves_what_a_fit_leaves(name, policies, tmp_path, monkeypatch):
     from prmkit.cli.trainer_cli import PrmCLI
 
+    kept = ["EarlyStopping", "ExportPretrained", "ModelCheckpoint", "Preemption", "TrainingSummary"]
+
     def callbacks(key: str, *argv: str) -> list[str]:
         stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/loss"}}
         Path("mine.yaml").write_text(yaml.safe_dump({"trainer": {key: [stop]}}))
@@ -108,7 +110,7 @@ def test_a_second_config_with_one_callback_still_leaves_what_a_fit_leaves(name, 
         )
 
     monkeypatch.chdir(tmp_path)
-    kept = ["EarlyStopping", "ExportPretrained", "ModelCheckpoint", "Preemption", "TrainingSummary"]
+
     assert callbacks("callbacks+") == callbacks("callbacks") == kept
     off = [part for key in ("export", "summary", "preemption") for part in (f"--{key}", "false")]
     assert callbacks("callbacks", *off) == ["EarlyStopping", "ModelCheckpoint"]
