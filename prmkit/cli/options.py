@@ -20,7 +20,6 @@ from prmkit.cli.signatures import Record, Setting, Signature, signature
 from prmkit.cli.yaml_text import load_config
 from prmkit.engines.config import ENGINE_KINDS, EngineConfig
 from prmkit.errors import ConfigError, PrmkitError
-from prmkit.resources import config_root, shipped_configs
 from prmkit.scoring.config import ScorerConfig
 
 __all__ = [
@@ -121,10 +120,7 @@ def parse_settings(parser: Any, argv: Sequence[str]) -> Any:
     missing = [name for name, setting in top.settings.items() if setting.required and line.tree.get(name) is None]
     if missing:
         names = ", ".join(f"`{name}`" for name in missing)
-        job = parser.prog.rpartition(" ")[2]
-        shipped = ", ".join(shipped_configs(job) if (config_root() / job).is_dir() else ())
-        hint = f", or a config that has it ({shipped})" if shipped else ""
-        raise PrmkitError(f"{names}: not given. Give --{missing[0]} VALUE{hint}; {parser.prog} --help has examples")
+        raise PrmkitError(f"{names}: not given. Give --{missing[0]} VALUE; {parser.prog} --help has examples")
     for text in line.said:
         print(text, file=sys.stderr)
     with user_errors(parser.prog, parser):
