@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from prmkit.cli.fit_files import check_files
 from prmkit.cli.fit_settings import read_fit, take_print_config, wants_parser_help
 from prmkit.cli.pair_option import with_pair_for_fit
 from prmkit.cli.parsing import expand_configs
@@ -113,11 +114,14 @@ def _run(command: str, argv: Sequence[str]) -> int:
     line = read_fit(with_pair_for_fit(arguments, files), command)
     for text in line.said:
         print(text, file=sys.stderr)
-    from prmkit.cli.trainer_cli import PrmCLI, print_config, run_trainer
-
     if prints:
+        from prmkit.cli.trainer_cli import print_config
+
         print_config(command, line)
         return 0
+    check_files(line.tree, command)
+    from prmkit.cli.trainer_cli import PrmCLI, run_trainer
+
     return run_trainer(PrmCLI(command, line))
 
 

@@ -343,6 +343,9 @@ def test_no_config_reads_a_path_with_dots_within(name, tmp_path, monkeypatch):
         ["--trainer.callbacks.9.monitor", "x"],
         ["--model.loss", "hinge"],
         ["--model.class_path", "lightning_modules.prm.PMR"],
+        [],  # the policy that it begins with is not there
+        ["--model.source.path", "./nowhere"],
+        ["--data.train.0.path", "no-such-file.jsonl"],
         ["stray"],
         ["-x", "1"],
         ["--seed_everything"],
