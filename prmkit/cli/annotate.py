@@ -24,6 +24,7 @@ from prmkit.cli.options import (
     print_help,
     wants_help,
 )
+from prmkit.cli.outputs import check_output_file
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError, DataError
@@ -167,6 +168,7 @@ def run(argv: list[str]) -> int:
         values = parse.instantiate(parse.parse_args(arguments))
         config, source = build(AnnotateConfig, values), build(ProblemSource, values)
         params: Any = build(get_method(method).params, values)
+        check_output_file("output", config.output)
     task, split, problems, candidates = _problems(config, source)
     problems = shard_of(problems, config.shard)
     engine: EngineConfig = values["engine"]

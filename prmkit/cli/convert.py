@@ -21,6 +21,7 @@ from prmkit.annotation.formats import (
 )
 from prmkit.annotation.records import StepLabels
 from prmkit.cli.options import build, make_parser, print_help, wants_help
+from prmkit.cli.outputs import check_output_file
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.progress import ProgressLine
 from prmkit.errors import ConfigError, DataError
@@ -93,6 +94,7 @@ def run_convert(argv: list[str]) -> int:
     with user_errors("prm annotate --convert", parse):
         values = parse.instantiate(parse.parse_args(arguments))
         options, curation = build(ConvertOptions, values), values["curation"]
+        check_output_file("output", values["output"])
     inputs, target = values["convert"], values["to"]
     total = _count_lines(inputs, options) if options.limit is None else None
     with ProgressLine("convert", total) as progress:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prmkit.cli.outputs import check_output_folder
 from prmkit.io import read_json, write_json
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def run(argv: Sequence[str]) -> int:
         help="name of the configs, one in each of configs/{sft,annotate,prm,grpo,search} (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
+    check_output_folder("output", arguments.output)
 
     from prmkit.stages import StageRunner
 

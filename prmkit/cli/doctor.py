@@ -10,12 +10,12 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from prmkit.cli.outputs import why_not_writable
 from prmkit.engines.config import HttpConfig
 from prmkit.errors import PrmkitError
 
@@ -136,13 +136,8 @@ def _memory_gib() -> float | None:
 
 def _runs_folder(folder: Path) -> dict[str, Any]:
     """Whether results can be written to a folder that is there or can be made; nothing is left behind."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        return {"path": str(folder), "writable": False, "reason": error.strerror}
-    return {"path": str(folder), "writable": True, "reason": None}
+    reason = why_not_writable(folder)
+    return {"path": str(folder), "writable": reason is None, "reason": reason}
 
 
 def _ask_endpoint(url: str) -> dict[str, Any]:

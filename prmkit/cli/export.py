@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prmkit.cli.outputs import check_output_folder
 from prmkit.errors import ConfigError, DataError, PrmkitError
 
 __all__ = ["run"]
@@ -26,6 +27,8 @@ config.yaml beside or above the checkpoint, or --config FILE. Memory: about twic
 def run(argv: Sequence[str]) -> int:
     """Run `prm export ...`; returns its exit status."""
     values = _parser().parse_args(list(argv) or ["--help"])
+    check_output_folder("OUT", values.output)
+    find_config(find_checkpoint(Path(values.checkpoint)), None if values.config is None else Path(values.config))
     from prmkit.cli.exporting import export
 
     report = export(

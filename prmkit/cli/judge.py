@@ -9,6 +9,7 @@ from typing import Any
 from prmkit.annotation.judge import JudgePrompt, verdicts_path
 from prmkit.cli.loading import load_engine, load_scorer, model_identity, resolve_model
 from prmkit.cli.options import EngineConfig, ScorerConfig, build, expand_servers, make_parser, print_help, wants_help
+from prmkit.cli.outputs import check_output_file
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError
 from prmkit.types import SamplingParams
@@ -80,6 +81,7 @@ def run_judge_command(argv: list[str]) -> int:
         values = parse.instantiate(parse.parse_args(arguments))
         config = build(JudgeConfig, values)
     path = config.output or str(verdicts_path(config.judge))
+    check_output_file("output", path)
     state = _judge(config, values, path)
     print(
         f"{path}: {state['verdicts']} solutions judged, {state['unparsable']} without a usable answer, "

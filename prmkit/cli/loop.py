@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prmkit.cli.options import build, make_parser, print_help, wants_help
+from prmkit.cli.outputs import check_output_folder
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.loop.config import LoopConfig
 
@@ -40,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
         print_help(parser(), SUMMARY, EXAMPLES)
         return 0
     config = parse(argv)
+    check_output_folder("run", config.run)
     from prmkit.cli.loop_run import Loop
     from prmkit.cli.loop_text import summary_text
     from prmkit.cli.pairs_text import plain

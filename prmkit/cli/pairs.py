@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prmkit.cli import pairs_publish
+from prmkit.cli.outputs import check_output_file, check_output_folder
 from prmkit.cli.pairs_options import registry_options
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ PRMKIT_REGISTRY, else runs/registry."""
 def run(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status: 1 when `verify` or `check` found problems."""
     arguments = _parser().parse_args(argv)
+    check_output_folder("FOLDER", getattr(arguments, "folder", None))
+    check_output_file("--report", getattr(arguments, "report", None))
+    check_output_file("--picture", getattr(arguments, "picture", None))
     action: Callable[[argparse.Namespace], int | None] = arguments.action
     return action(arguments) or 0
 

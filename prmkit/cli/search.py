@@ -27,6 +27,7 @@ from prmkit.cli.options import (
     print_help,
     wants_help,
 )
+from prmkit.cli.outputs import check_output_folder
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.progress import ProgressLine
@@ -313,6 +314,7 @@ def _underscored(argument: str) -> str:
 def _prepare(values: Any, names: Sequence[str]) -> SearchJob:
     """Everything that can go wrong before a model is loaded."""
     config, source = build(SearchConfig, values), build(ProblemSource, values)
+    check_output_folder("output", config.output)
     check_headline(config.headline)
     for name in names:
         if needs_prm(name) and config.prm is None:
