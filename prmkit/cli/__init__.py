@@ -52,8 +52,11 @@ COMMANDS: dict[str, Command] = {
     "serve": Command("prmkit.cli.serve", "serve a policy and a PRM over HTTP, for other machines and processes"),
     "loop": Command("prmkit.cli.loop", "annotate, train PRM and policy, evaluate, publish, gate; again and again"),
     "pairs": Command("prmkit.cli.pairs", "publish, list, compare, pull and promote versions of policy and PRM"),
+    "configs": Command("prmkit.cli.configs", "the shipped configs: list, show, copy"),
+    "estimate": Command("prmkit.cli.estimate", "memory and time of a training config, before it is submitted"),
     "demo": Command("prmkit.cli.demo", "the whole loop on built-in data, in minutes on a laptop"),
     "doctor": Command("prmkit.cli.doctor", "what is installed, which devices, what is missing and how to get it"),
+    "completion": Command("prmkit.cli.completion", "a script that completes commands and options in a shell"),
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prmkit.annotation.counts import AnnotationCounts
 from prmkit.annotation.methods import METHODS, get_method
+from prmkit.cli.json_output import json_output
 from prmkit.cli.loading import entered, load_engine, load_problems, model_identity, resolve_model
 from prmkit.cli.options import (
     SERVER_FLAGS,
@@ -194,8 +195,9 @@ def run(argv: list[str]) -> int:
         method, params, config.policy_name or config.policy, config.in_flight, config.chunk, candidates
     )
     job = _Job(config, annotation, settings, task, problems, tuple(argv))
-    state = _annotate(job, lambda stack: load_engine(folder, step_format, engine, stack))
-    _report(job, state, getattr(params, "threshold", 0.0))
+    with json_output(values["json"]) as answer:
+        state = _annotate(job, lambda stack: load_engine(folder, step_format, engine, stack))
+        answer({"output": config.output, **_report(job, state, getattr(params, "threshold", 0.0))})
     return 0
 
 
@@ -292,7 +294,7 @@ def _so_far(counts: AnnotationCounts, usage: Usage) -> str:
     )
 
 
-def _report(job: _Job, state: dict[str, Any], threshold: float) -> None:
+def _report(job: _Job, state: dict[str, Any], threshold: float) -> dict[str, Any]:
     from rich.console import Console
 
     from prmkit.annotation import load_records
@@ -321,6 +323,7 @@ def _report(job: _Job, state: dict[str, Any], threshold: float) -> None:
             f"{first['error']}",
             file=sys.stderr,
         )
+    return {**report, "failures": state["failures"]}
 
 
 @dataclass(frozen=True)

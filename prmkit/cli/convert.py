@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from prmkit.annotation.formats import (
     write_records,
 )
 from prmkit.annotation.records import StepLabels
+from prmkit.cli.json_output import json_output
 from prmkit.cli.options import build, make_parser, print_help, wants_help
 from prmkit.cli.outputs import check_output_file
 from prmkit.cli.parsing import expand_configs, user_errors
@@ -97,12 +98,13 @@ def run_convert(argv: list[str]) -> int:
         check_output_file("output", values["output"])
     inputs, target = values["convert"], values["to"]
     total = _count_lines(inputs, options) if options.limit is None else None
-    with ProgressLine("convert", total) as progress:
+    with json_output(values["json"]) as answer, ProgressLine("convert", total) as progress:
         report, curated = convert(
             inputs, values["output"], values["from"], target, options, curation,
             lambda records: progress.advance(f"{records:,} records"),
         )  # fmt: skip
-    _print_report(values["output"], target, report, curated)
+        _print_report(values["output"], target, report, curated)
+        answer({"output": values["output"], "format": target, **asdict(report)})
     return 0
 
 

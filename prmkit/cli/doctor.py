@@ -5,7 +5,6 @@ The supported ranges are those of the installed package's own metadata; they are
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prmkit.cli.outputs import why_not_writable
+from prmkit.cli.plain_parser import PlainParser
 from prmkit.engines.config import HttpConfig
 from prmkit.errors import PrmkitError
 
@@ -239,21 +239,26 @@ def _failed(report: Mapping[str, Any]) -> bool:
     return silent or broken or not report["runs"]["writable"]
 
 
-def run(argv: Sequence[str]) -> int:
-    """`prm doctor`. Returns 0, or 2 when a required part is missing, out of range, an endpoint does not
-    answer, or `--runs` is not writable."""
-    parser = argparse.ArgumentParser(
+def parser() -> PlainParser:
+    """The command's parser."""
+    made = PlainParser(
         prog="prm doctor",
         description="What is installed against what is supported, which devices there are, which optional parts are "
         "missing and how to get them. Ends with status 2 when a required part is missing or out of range, or when an "
         "endpoint does not answer.",
     )
-    parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for results (default: %(default)s)")
-    parser.add_argument(
+    made.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+    made.add_argument("--runs", type=Path, default=Path("runs"), help="folder for results (default: %(default)s)")
+    made.add_argument(
         "--endpoint", action="append", default=[], metavar="URL", help="ask a server what it serves; may be repeated"
     )
-    arguments = parser.parse_args(argv)
+    return made
+
+
+def run(argv: Sequence[str]) -> int:
+    """`prm doctor`. Returns 0, or 2 when a required part is missing, out of range, an endpoint does not
+    answer, or `--runs` is not writable."""
+    arguments = parser().parse_args(argv)
     report = _report(arguments.runs, arguments.endpoint)
     if arguments.json:
         print(json.dumps(report, indent=2))

@@ -1,8 +1,8 @@
 """How a command ends for a user: one line for what a user can mend, and output that every terminal can show.
 
-`PrmkitError` says itself what is wrong. Here are the errors of other libraries that users cause: files, networks, broken
-model files, memory. What is not known here is a defect and keeps its traceback. Nothing heavy is imported: a library's
-errors are known by the name of their module.
+`PrmkitError` says itself what is wrong. Here are the errors of other libraries that users cause: files, networks,
+broken model files, memory. What is not known here is a defect and keeps its traceback. Nothing heavy is imported: a
+library's errors are known by the name of their module.
 """
 
 from __future__ import annotations
@@ -59,12 +59,10 @@ def _system_error(error: OSError, message: str) -> str | None:
         return message or None
     if error.filename is None and error.errno not in _REMEDIES:
         return None
-    where = " and ".join(
-        os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)
-    )
-    return " ".join(
-        part for part in (f"{where}:" if where else "", f"{error.strerror}.", _REMEDIES.get(error.errno)) if part
-    )
+    paths = [path for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
+    where = " and ".join(map(os.fsdecode, paths))
+    parts = (f"{where}:" if where else "", f"{error.strerror}.", _REMEDIES.get(error.errno))
+    return " ".join(part for part in parts if part)
 
 
 def _missing_package(error: ModuleNotFoundError) -> str | None:

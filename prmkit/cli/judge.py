@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prmkit.annotation.judge import JudgePrompt, verdicts_path
+from prmkit.cli.json_output import json_output
 from prmkit.cli.loading import load_engine, load_scorer, model_identity, resolve_model
 from prmkit.cli.options import EngineConfig, ScorerConfig, build, expand_servers, make_parser, print_help, wants_help
 from prmkit.cli.outputs import check_output_file
@@ -82,11 +83,13 @@ def run_judge_command(argv: list[str]) -> int:
         config = build(JudgeConfig, values)
     path = config.output or str(verdicts_path(config.judge))
     check_output_file("output", path)
-    state = _judge(config, values, path)
-    print(
-        f"{path}: {state['verdicts']} solutions judged, {state['unparsable']} without a usable answer, "
-        f"{len(state['failures'])} failed"
-    )
+    with json_output(values["json"]) as answer:
+        state = _judge(config, values, path)
+        print(
+            f"{path}: {state['verdicts']} solutions judged, {state['unparsable']} without a usable answer, "
+            f"{len(state['failures'])} failed"
+        )
+        answer({"output": path, **state})
     return 0
 
 

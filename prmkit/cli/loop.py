@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 from prmkit.cli.options import build, make_parser, print_help, wants_help
 from prmkit.cli.outputs import check_output_folder
 from prmkit.cli.parsing import expand_configs, user_errors
+from prmkit.cli.plain_parser import PlainParser
 from prmkit.loop.config import LoopConfig
 
 __all__ = ["SUMMARY", "parse", "parser", "run"]
@@ -81,7 +81,7 @@ def _status(argv: Sequence[str]) -> int:
     from prmkit.cli.pairs_text import plain
     from prmkit.loop.status import read_status
 
-    options = argparse.ArgumentParser("prm loop status", description="How far a loop has come.")
+    options = PlainParser("prm loop status", description="How far a loop has come.")
     options.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     options.add_argument("--json", action="store_true", help="print JSON")
     options.add_argument(

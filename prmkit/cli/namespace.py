@@ -1,8 +1,8 @@
 """The four packages beside prmkit under their own names, whatever lies in the working directory.
 
-`callbacks`, `datamodules`, `lightning_modules` and `registry` are usual names in projects of this field. With `python -m`
-and with PYTHONPATH a user's folder of such a name comes first on the path. Here the names are pinned to the folder that
-prmkit itself was imported from. The modules of the user's folders stay importable under their names, after ours.
+`callbacks`, `datamodules`, `lightning_modules` and `registry` are usual names in projects of this field. With
+`python -m` and with PYTHONPATH a user's folder of such a name comes first on the path. Here the names are pinned to the
+folder that prmkit itself was imported from. Modules of the user's folders stay importable under their names.
 
 Nothing but the standard library is imported here: it runs before everything else.
 """
@@ -28,7 +28,10 @@ class _Pinned:
     """A finder of `PACKAGES` beside prmkit. A user's folders of the same name follow in the package's path."""
 
     def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self,
+        name: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
         if path is not None or name not in PACKAGES:
             return None
@@ -46,7 +49,10 @@ class _WorkingDirectory:
     """
 
     def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self,
+        name: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
         if path is not None:
             return None
@@ -74,7 +80,7 @@ def check_packages() -> None:
     for name in PACKAGES:
         module = sys.modules.get(name)
         if module is not None and str(_HOME / name) not in list(getattr(module, "__path__", ())):
-            where = getattr(module, "__file__", None) or list(getattr(module, "__path__", ["?"]))[0]
+            where = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "nowhere")
             raise PrmkitError(
                 f"{name}: imported from {where} before prmkit's own {_HOME / name}. Import prmkit.cli first, or rename "
                 f"that package."

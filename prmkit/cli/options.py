@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_WITH_JSON = ("prm search", "prm annotate", "prm annotate --convert", "prm annotate --judge")
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,12 @@ def make_parser(
     """
     from jsonargparse import ArgumentParser
 
+    from prmkit.cli.json_output import JSON_HELP
+
     parser = ArgumentParser(prog=command, usage=usage, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with these settings; later ones win, key by key")
+    if command in _WITH_JSON:
+        parser.add_argument("--json", action="store_true", help=JSON_HELP)
     for kind in flat:
         parser.add_class_arguments(kind, skip={f.name for f in fields(kind)} & set(groups))
     for name, kind in groups.items():

@@ -1,4 +1,4 @@
-"""Where a command is to write: asked before anything is loaded, so that an hour's work does not end at a closed door."""
+"""Checks of the places that a command is to write to, made before anything is loaded."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def check_output_file(option: str, path: str | Path | None) -> None:
         return
     place = Path(path)
     if place.is_dir():
-        raise ConfigError(
-            option, str(path), "a file to write; this is a folder", f"Take a name in it: {place / 'NAME'}"
-        )
+        raise ConfigError(option, str(path), "a file to write; this is a folder", "Name a file in it.")
     reason = _append(place) if place.exists() else why_not_writable(place.parent)
     if reason is not None:
         raise ConfigError(option, str(path), f"a file that can be written; {reason}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from prmkit.cli import pairs_publish
 from prmkit.cli.outputs import check_output_file, check_output_folder
 from prmkit.cli.pairs_options import registry_options
+from prmkit.cli.plain_parser import PlainParser
 
 if TYPE_CHECKING:
     from prmkit.cli.pairs_text import TransferProgress
@@ -38,7 +39,7 @@ PRMKIT_REGISTRY, else runs/registry."""
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status: 1 when `verify` or `check` found problems."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     check_output_folder("FOLDER", getattr(arguments, "folder", None))
     check_output_file("--report", getattr(arguments, "report", None))
     check_output_file("--picture", getattr(arguments, "picture", None))
@@ -46,14 +47,15 @@ def run(argv: Sequence[str]) -> int:
     return action(arguments) or 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> PlainParser:
+    """The command's parser."""
+    made = PlainParser(
         prog="prm pairs",
         description="Publish, list, compare, pull and promote versions of pairs of a policy and its PRM.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
+    commands = made.add_subparsers(title="commands", metavar="<command>", required=True)
     common = registry_options()
 
     def add(name: str, summary: str, action: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     pairs_publish.add_command(add)
     _moving(add)
     _caring(add)
-    return parser
+    return made
 
 
 Add = Callable[[str, str, Callable[[argparse.Namespace], "int | None"]], argparse.ArgumentParser]

@@ -24,6 +24,7 @@ __all__ = ["expand_configs", "readable", "user_errors"]
 
 _CONFIG_FLAGS = ("-c", "--config")
 _LEVEL = re.compile(r"Parser key \"(?P<key>[^\"]+)\":|Problem with given class_path '(?P<owner>[^']+)':\n")
+_CHOICES = re.compile(r"(?:typing\.)?Literal\[([^\]]+)\]")
 _LISTS = ("callbacks", "logger", "plugins")
 _BASES = {
     "lightning.LightningModule": "lightning_modules.prm.PRM",
@@ -184,7 +185,8 @@ def _nearest(key: str, known: list[str]) -> list[str]:
 
 
 def _wrong_value(body: str, prefix: str) -> str:
-    kinds = re.findall(r"Expected (?:a|an) (?:<class '([^']+)'>|(\S.*?))(?:\.|$)", body, re.M)
+    body = _CHOICES.sub(lambda found: found[1].replace("'", "").replace(", ", " | "), body)
+    kinds = re.findall(r"Expected (?:a|an) (?:<class '([^']+)'>|(\S.*?))(?:\. Got value|\.?$)", body, re.M)
     accepted = " | ".join(dict.fromkeys((plain or other).replace("NoneType", "null") for plain, other in kinds))
     got = re.search(r"(?:Got value|Given value): (.+)", body)
     if prefix and kinds and got:

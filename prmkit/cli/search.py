@@ -14,6 +14,7 @@ from typing import Any
 
 from prmkit.chunks import ChunkedOutput
 from prmkit.claims import ClaimFolder
+from prmkit.cli.json_output import json_output
 from prmkit.cli.loading import entered, load_engine, load_problems, load_scorer, model_identity, resolve_model
 from prmkit.cli.options import (
     SERVER_FLAGS,
@@ -296,12 +297,13 @@ def run(argv: list[str]) -> int:
     with user_errors("prm search", parse):
         values = parse.instantiate(parse.parse_args(arguments))
         job = _prepare(values, names)
-    seconds = _search(job)
-    if job.plain:
-        from prmkit.cli.search_plain import report
-    else:
-        from prmkit.cli.search_comparison import report
-    report(job, seconds)
+    with json_output(values["json"]) as answer:
+        seconds = _search(job)
+        if job.plain:
+            from prmkit.cli.search_plain import report
+        else:
+            from prmkit.cli.search_comparison import report
+        answer({"output": job.config.output, **report(job, seconds)})
     return 0
 
 
