@@ -25,8 +25,7 @@ EXAMPLES = """examples:
   prm completion zsh > ~/.zfunc/_prm                         with ~/.zfunc in fpath, before compinit
   prm completion tcsh > ~/.prm.tcsh; source ~/.prm.tcsh      in ~/.tcshrc"""
 
-# commands whose parsers jsonargparse makes, and the job whose configs they take
-_BUILT = {"annotate": "annotate", "search": "search", "serve": "engine", "loop": "loop"}
+_BUILT = ("annotate", "search", "serve", "loop")  # commands whose parsers jsonargparse makes
 _PLAIN = {
     "export": ("prmkit.cli.export", "parser"),
     "pairs": ("prmkit.cli.pairs", "parser"),
@@ -47,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         import shtab
     except ModuleNotFoundError:
         raise MissingDependencyError("shell completion needs shtab: pip install shtab") from None
-    print(shtab.complete(_everything(shtab.FILE), arguments.shell))
+    print(shtab.complete(_everything(shtab.FILE), arguments.shell, preamble=_preamble()))
     return 0
 
 
@@ -75,7 +74,7 @@ def command_parsers() -> dict[str, argparse.ArgumentParser]:
             made[name] = _of_keys(name)
         elif name in _BUILT:
             built = importlib.import_module(f"prmkit.cli.{name}").parser()
-            made[name] = _of_options(name, built._actions, shipped_configs(_BUILT[name]))
+            made[name] = _of_options(name, built._actions)
         else:
             module, function = _PLAIN[name]
             made[name] = getattr(importlib.import_module(module), function)()
@@ -92,9 +91,20 @@ def _everything(files: Any) -> argparse.ArgumentParser:
         commands.choices[name] = made  # type: ignore[index]
         for action in _all_actions(made):
             action.help = _text(action.help)
-            if action.dest == "config" or (action.choices is None and action.nargs != 0 and _takes_a_file(action)):
+            if action.dest == "config":
+                action.complete = {"bash": "_prm_configs", "zsh": "_prm_configs", "tcsh": "f"}  # type: ignore[attr-defined]
+            elif action.choices is None and action.nargs != 0 and _takes_a_file(action):
                 action.complete = files  # type: ignore[attr-defined]
     return root
+
+
+def _preamble() -> dict[str, str]:
+    """Functions of the shells that complete `--config`: the user's files and the shipped configs."""
+    names = " ".join(shipped_configs())
+    return {
+        "bash": f'_prm_configs() {{\n  compgen -f -- "$1"\n  compgen -W "{names}" -- "$1"\n}}\n',
+        "zsh": f'_prm_configs() {{\n  _alternative "files:file:_files" "configs:shipped config:({names})"\n}}\n',
+    }
 
 
 def _all_actions(made: argparse.ArgumentParser) -> Iterator[argparse.Action]:
@@ -110,15 +120,14 @@ def _takes_a_file(action: argparse.Action) -> bool:
     return action.type is Path or action.dest.rpartition(".")[2].rpartition("_")[2] in _FOR_FILES
 
 
-def _of_options(name: str, actions: Sequence[argparse.Action], configs: Sequence[str]) -> argparse.ArgumentParser:
+def _of_options(name: str, actions: Sequence[argparse.Action]) -> argparse.ArgumentParser:
     """A plain parser with the options of another."""
     made = argparse.ArgumentParser(prog=f"prm {name}")
     for action in actions:
         flags = [flag for flag in action.option_strings if flag not in ("-h", "--help")]
         if not flags or action.help == argparse.SUPPRESS:
             continue
-        choices = configs if action.dest == "config" else _choices(action)
-        kind: dict[str, Any] = {"action": "store_true"} if action.nargs == 0 else {"choices": choices}
+        kind: dict[str, Any] = {"action": "store_true"} if action.nargs == 0 else {"choices": _choices(action)}
         made.add_argument(*flags, help=action.help, **kind)
     return made
 
@@ -141,7 +150,7 @@ def _of_keys(name: str) -> argparse.ArgumentParser:
 
     configs = [file for job in _FIT_JOBS for file in shipped_configs(job)]
     made = argparse.ArgumentParser(prog=f"prm {name}")
-    made.add_argument("--config", choices=configs, help="YAML file; later ones win, key by key")
+    made.add_argument("--config", help="YAML file; later ones win, key by key")
     keys: set[str] = set()
     for file in configs:
         content = yaml.safe_load((config_root().parent / file).read_text(encoding="utf-8"))

@@ -21,6 +21,7 @@ from prmkit.annotation.formats import (
 )
 from prmkit.annotation.records import StepLabels
 from prmkit.cli.json_output import json_output
+from prmkit.cli.loading import expect_hub
 from prmkit.cli.options import build, make_parser, print_help, wants_help
 from prmkit.cli.outputs import check_output_file
 from prmkit.cli.parsing import expand_configs, user_errors
@@ -156,6 +157,7 @@ def _sources(name: str, options: ConvertOptions) -> list[Path | SourceConfig]:
     except DataError:
         if not _HUB_NAME.fullmatch(name) or Path(name).suffix in _FILE_KINDS:
             raise
+        expect_hub()
         return [SourceConfig(kind="hub", name=name, split=options.split, streaming=True)]
     return [
         SourceConfig(kind="hub", name="parquet", path=str(file), streaming=True, label=str(file))

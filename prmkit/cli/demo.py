@@ -47,11 +47,12 @@ def run(argv: Sequence[str]) -> int:
 
     from prmkit.stages import StageRunner
 
+    planned = stages(arguments.output, arguments.config, arguments.seed)
     rounds: list[list[StageResult]] = []
     with StageRunner(
         arguments.output, write=lambda data: _forward(data), say=lambda line: print(f"== {line}", flush=True)
     ) as runner:
-        for together in stages(arguments.output, arguments.config, arguments.seed):
+        for together in planned:
             rounds.append(runner.run_together(together))
     summary = summarise(arguments.output, arguments.seed, rounds)
     _report(summary, arguments.output)

@@ -58,6 +58,10 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         if (self.prm is None) == (self.policy is None):
             raise ConfigError("prm", self.prm, "a PRM, or null together with --policy", "Set one of the two.")
+        if not 0 <= self.threshold < 1:
+            raise ConfigError("threshold", self.threshold, "a number in [0, 1)")
+        if self.in_flight < 1:
+            raise ConfigError("in_flight", self.in_flight, "an integer of at least 1")
 
 
 def parser() -> Any:

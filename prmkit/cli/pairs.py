@@ -14,6 +14,7 @@ from prmkit.cli import pairs_publish
 from prmkit.cli.outputs import check_output_file, check_output_folder
 from prmkit.cli.pairs_options import registry_options
 from prmkit.cli.plain_parser import PlainParser
+from prmkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from prmkit.cli.pairs_text import TransferProgress
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 FOUND_PROBLEMS = 1
+_PICTURES = (".png", ".pdf", ".svg")
 
 EXAMPLES = """a version is named math@7, math@best (an alias), math@latest, or math (the latest)
 
@@ -212,6 +214,8 @@ def _lineage(arguments: argparse.Namespace) -> None:
     from prmkit.cli.pairs_text import plain
     from registry.lineage import draw_lineage, lineage_text
 
+    if arguments.picture is not None and arguments.picture.suffix not in _PICTURES:
+        raise ConfigError("--picture", str(arguments.picture), f"a file name that ends in {' | '.join(_PICTURES)}")
     tree = _open(arguments).lineage(arguments.ref)
     print(plain(lineage_text(tree)))
     if arguments.picture is not None:

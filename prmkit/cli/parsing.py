@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prmkit.errors import PrmkitError
-from prmkit.resources import find_config, shipped_configs
+from prmkit.resources import find_config
 
 __all__ = ["expand_configs", "readable", "user_errors"]
 
@@ -112,7 +112,7 @@ def readable(message: str, command: str, known: Iterable[str] = ()) -> str:
         keys = ", ".join(f"`{key.strip().lstrip('-')}`" for key in required[1].split(","))
         return (
             f"{keys}: not given. Name a config that has it: {command} --config FILE "
-            f"(shipped: {', '.join(shipped_configs())})"
+            f"(`prm configs list` names those that are shipped)"
         )
     prefix, owner, body = _descend(message)
     if bare := re.search(r"Expected a dot import path string: (\S+)", message):
