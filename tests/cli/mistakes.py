@@ -71,7 +71,6 @@ def _outputs() -> list[Mistake]:
 
 
 MISTAKES: tuple[Mistake, ...] = (
-    *_outputs(),
     # commands and options
     Mistake("prm serach", ("serach", "Did you mean `prm search`?")),
     Mistake("prm pairs lst", ("lst", "list", "prm pairs --help")),
@@ -180,6 +179,8 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("prm loop status nowhere", ("nowhere", "no loop was started there")),
     Mistake("prm loop --config configs/loop/none.yaml", ("configs/loop/none.yaml", "no such file")),
     Mistake("prm demo --config none", ("none.yaml", "no such file")),
+    # places to write to
+    *_outputs(),
 )
 
 
@@ -229,7 +230,10 @@ def ask(commands: Sequence[str], folder: Path, forbidden: Sequence[str] = ()) ->
         )  # fmt: skip
     assert process.returncode == 0, process.stderr
     return [
-        Answer(status, *(text.replace(port, "PORT").replace(f"{folder}/", "") for text in texts))
+        Answer(
+            status,
+            *(text.replace(port, "PORT").replace(f"{folder}/", "").replace(str(folder), "here") for text in texts),
+        )
         for status, *texts in json.loads(process.stdout)
     ]
 
