@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from prmkit.cli.plain_parser import PlainParser
 from prmkit.engines.config import HttpConfig
 from prmkit.errors import PrmkitError
 
-__all__ = ["Package", "inspect_packages", "run"]
+__all__ = ["LIGHT", "Package", "inspect_packages", "light_requirements", "parser", "run"]
 
 Status = Literal["ok", "missing", "out of range"]
 
@@ -31,6 +32,11 @@ _REMARKS = {
     "wandb": "for logging to Weights & Biases",
 }
 _DEVELOPMENT = "dev"
+# What listing, pulling, publishing, converting and checking need. After `pip install --no-deps prmkit` they are enough.
+LIGHT = (
+    "fsspec", "huggingface-hub", "jsonargparse", "numpy", "omegaconf", "packaging", "pyyaml", "rich", "safetensors",
+    "shtab", "typing-extensions",
+)  # fmt: skip
 _ENDPOINT_SECONDS = 5.0
 
 
@@ -82,6 +88,12 @@ def inspect_packages(
         supported = ",".join(sorted(map(str, requirement.specifier), reverse=True))  # the lower bound first
         packages.append(Package(requirement.name, supported, version, extra, status))
     return sorted(packages, key=lambda package: (package.extra is not None, package.extra or ""))
+
+
+def light_requirements(lines: Sequence[str]) -> list[str]:
+    """The requirements of a light installation among all; `packaging` is not needed to find them."""
+    names = {line: re.split(r"[^\w.-]", line, maxsplit=1)[0].lower() for line in lines if ";" not in line}
+    return [line for line, name in names.items() if name in LIGHT]
 
 
 def _extra(marker: str) -> str | None:
@@ -247,6 +259,11 @@ def parser() -> PlainParser:
         "missing and how to get them. Ends with status 2 when a required part is missing or out of range, or when an "
         "endpoint does not answer.",
     )
+    made.add_argument(
+        "--light",
+        action="store_true",
+        help="print what a light installation needs, a requirement a line: enough to list, pull and convert",
+    )
     made.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     made.add_argument("--runs", type=Path, default=Path("runs"), help="folder for results (default: %(default)s)")
     made.add_argument(
@@ -259,6 +276,9 @@ def run(argv: Sequence[str]) -> int:
     """`prm doctor`. Returns 0, or 2 when a required part is missing, out of range, an endpoint does not
     answer, or `--runs` is not writable."""
     arguments = parser().parse_args(argv)
+    if arguments.light:
+        print("\n".join(light_requirements(importlib.metadata.requires("prmkit") or [])))
+        return 0
     report = _report(arguments.runs, arguments.endpoint)
     if arguments.json:
         print(json.dumps(report, indent=2))
