@@ -5,11 +5,12 @@ Finds files only; parsing them is the business of the command that uses them.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from prmkit.errors import PrmkitError
 
-__all__ = ["config_root", "find_config", "shipped_configs"]
+__all__ = ["closest_configs", "config_root", "find_config", "shipped_configs"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -32,6 +33,12 @@ def shipped_configs(job: str | None = None) -> tuple[str, ...]:
     return tuple(str(Path("configs") / file.relative_to(root)) for file in files)
 
 
+def closest_configs(name: str | Path) -> str:
+    """The shipped names most like a name, or the first ones, in words for an error."""
+    shipped = shipped_configs()
+    return ", ".join(difflib.get_close_matches(str(name), shipped, n=3, cutoff=0.4) or shipped[:3])
+
+
 def find_config(name: str | Path) -> Path:
     """The file meant by a `--config` argument.
 
@@ -47,6 +54,6 @@ def find_config(name: str | Path) -> Path:
         if shipped.is_file():
             return shipped
     raise PrmkitError(
-        f"--config {name}: no such file, neither from {Path.cwd()} nor among the shipped configs: "
-        f"{', '.join(shipped_configs())}"
+        f"--config {name}: no such file, neither from {Path.cwd()} nor among the shipped configs, e.g. "
+        f"{closest_configs(name)}. `prm configs list` has all."
     )

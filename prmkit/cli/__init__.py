@@ -19,9 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from prmkit.cli.failures import explain, one_line, readable_output
+from prmkit.cli.namespace import check_packages, clashes, pin_packages
 from prmkit.errors import PrmkitError
 
 __all__ = ["COMMANDS", "Command", "main", "run_process"]
+
+pin_packages()  # before any module of the packages beside prmkit is imported
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -48,8 +52,11 @@ COMMANDS: dict[str, Command] = {
     "serve": Command("prmkit.cli.serve", "serve a policy and a PRM over HTTP, for other machines and processes"),
     "loop": Command("prmkit.cli.loop", "annotate, train PRM and policy, evaluate, publish, gate; again and again"),
     "pairs": Command("prmkit.cli.pairs", "publish, list, compare, pull and promote versions of policy and PRM"),
+    "configs": Command("prmkit.cli.configs", "the shipped configs: list, show, copy"),
+    "estimate": Command("prmkit.cli.estimate", "memory and time of a training config, before it is submitted"),
     "demo": Command("prmkit.cli.demo", "the whole loop on built-in data, in minutes on a laptop"),
     "doctor": Command("prmkit.cli.doctor", "what is installed, which devices, what is missing and how to get it"),
+    "completion": Command("prmkit.cli.completion", "a script that completes commands and options in a shell"),
 }
 
 
@@ -61,6 +68,9 @@ class _ToStderr(logging.Handler):
 
 
 _log_handler = _ToStderr()
+log = logging.getLogger(__name__)
+
+_BUILD_CLASSES = ("fit", "validate", "test", "predict", "export")  # commands whose configs name classes
 
 EXAMPLES = """examples:
   prm demo                                                  train, annotate, judge and search, from nothing
@@ -97,15 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("PRMKIT_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
+    readable_output()
     try:
         status = _dispatch(arguments)
         sys.stdout.flush()
         return status
-    except PrmkitError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -113,8 +119,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _reader_has_gone():
             raise
         return OUTPUT_CLOSED
-    except SystemExit as stop:  # argparse ends `--help` and usage errors this way
-        return _status(stop.code)
+    except SystemExit as stop:  # argparse ends `--help` and usage errors this way, rich a pipe that is closed
+        return OUTPUT_CLOSED if isinstance(stop.__context__, BrokenPipeError) else _status(stop.code)
+    except Exception as error:
+        line = one_line(str(error)) if isinstance(error, PrmkitError) else explain(error)
+        if line is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"error: {line}", file=sys.stderr)
+        return USER_ERROR
 
 
 def _reader_has_gone() -> bool:
@@ -147,7 +161,11 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"Did you mean `prm {near[0]}`?" if near else f"Known: {', '.join(COMMANDS)}."
         raise PrmkitError(f"prm {name}: no such command. {hint} `prm --help` lists them.")
+    check_packages()
     _configure_logging()
+    if name in _BUILD_CLASSES and os.environ.get("LOCAL_RANK", "0") == "0":
+        for line in clashes():
+            log.warning("%s", line)
     function = getattr(importlib.import_module(command.module), command.function)
     status: int = function(rest)
     return status

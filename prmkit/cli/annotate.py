@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prmkit.annotation.counts import AnnotationCounts
 from prmkit.annotation.methods import METHODS, get_method
+from prmkit.cli.json_output import json_output
 from prmkit.cli.loading import entered, load_engine, load_problems, model_identity, resolve_model
 from prmkit.cli.options import (
     SERVER_FLAGS,
@@ -25,6 +26,7 @@ from prmkit.cli.options import (
     print_help,
     wants_help,
 )
+from prmkit.cli.outputs import check_output_file
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError, DataError
@@ -168,6 +170,7 @@ def run(argv: list[str]) -> int:
         values = parse_settings(parse, arguments)
         config, source = build(AnnotateConfig, values), build(ProblemSource, values)
         params: Any = build(get_method(method).params, values)
+        check_output_file("output", config.output)
     task, split, problems, candidates = _problems(config, source)
     problems = shard_of(problems, config.shard)
     engine: EngineConfig = values["engine"]
@@ -193,8 +196,9 @@ def run(argv: list[str]) -> int:
         method, params, config.policy_name or config.policy, config.in_flight, config.chunk, candidates
     )
     job = _Job(config, annotation, settings, task, problems, tuple(argv))
-    state = _annotate(job, lambda stack: load_engine(folder, step_format, engine, stack))
-    _report(job, state, getattr(params, "threshold", 0.0))
+    with json_output(values["json"]) as answer:
+        state = _annotate(job, lambda stack: load_engine(folder, step_format, engine, stack))
+        answer({"output": config.output, **_report(job, state, getattr(params, "threshold", 0.0))})
     return 0
 
 
@@ -291,7 +295,7 @@ def _so_far(counts: AnnotationCounts, usage: Usage) -> str:
     )
 
 
-def _report(job: _Job, state: dict[str, Any], threshold: float) -> None:
+def _report(job: _Job, state: dict[str, Any], threshold: float) -> dict[str, Any]:
     from rich.console import Console
 
     from prmkit.annotation import load_records
@@ -320,6 +324,7 @@ def _report(job: _Job, state: dict[str, Any], threshold: float) -> None:
             f"{first['error']}",
             file=sys.stderr,
         )
+    return {**report, "failures": state["failures"]}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -21,7 +21,10 @@ from prmkit.annotation.formats import (
     write_records,
 )
 from prmkit.annotation.records import StepLabels
+from prmkit.cli.json_output import json_output
+from prmkit.cli.loading import expect_hub
 from prmkit.cli.options import build, make_parser, parse_settings, print_help, wants_help
+from prmkit.cli.outputs import check_output_file
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.progress import ProgressLine
 from prmkit.cli.signatures import Choice, ListOf, Plain, Setting
@@ -121,14 +124,16 @@ def run_convert(argv: list[str]) -> int:
     with user_errors("prm annotate --convert", parse):
         values = parse_settings(parse, arguments)
         options, curation = build(ConvertOptions, values), values["curation"]
+        check_output_file("output", values["output"])
     inputs, target = values["convert"], values["to"]
     total = _count_lines(inputs, options) if options.limit is None else None
-    with ProgressLine("convert", total) as progress:
+    with json_output(values["json"]) as answer, ProgressLine("convert", total) as progress:
         report, curated = convert(
             inputs, values["output"], values["from"], target, options, curation,
             lambda records: progress.advance(f"{records:,} records"),
         )  # fmt: skip
-    _print_report(values["output"], target, report, curated)
+        _print_report(values["output"], target, report, curated)
+        answer({"output": values["output"], "format": target, **asdict(report)})
     return 0
 
 
@@ -180,6 +185,7 @@ def _sources(name: str, options: ConvertOptions) -> list[Path | SourceConfig]:
     except DataError:
         if not _HUB_NAME.fullmatch(name) or Path(name).suffix in _FILE_KINDS:
             raise
+        expect_hub()
         return [SourceConfig(kind="hub", name=name, split=options.split, streaming=True)]
     return [
         SourceConfig(kind="hub", name="parquet", path=str(file), streaming=True, label=str(file))

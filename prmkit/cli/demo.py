@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prmkit.cli.outputs import check_output_folder
+from prmkit.cli.plain_parser import PlainParser
 from prmkit.io import read_json, write_json
 
 if TYPE_CHECKING:
     from prmkit.stages import Stage, StageResult
 
-__all__ = ["SUMMARY", "run", "stages", "summarise"]
+__all__ = ["SUMMARY", "parser", "run", "stages", "summarise"]
 
 SUMMARY = "train a policy and a PRM on built-in data, then compare best-of-N with majority voting"
 
@@ -40,29 +42,36 @@ _STAGE_NAMES = {"sft": "policy (SFT)", "annotate": "annotation", "prm": "PRM bes
 
 def run(argv: Sequence[str]) -> int:
     """`prm demo`. Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        "prm demo", description=SUMMARY, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", default="runs/demo", type=Path, help="folder of the run (default: %(default)s)")
-    parser.add_argument("--seed", default=0, type=int, help="seed of everything (default: %(default)s)")
-    parser.add_argument(
-        "--config",
-        default="accumulator",
-        help="name of the configs, one in each of configs/{sft,annotate,prm,grpo,search} (default: %(default)s)",
-    )
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
+    check_output_folder("output", arguments.output)
 
     from prmkit.stages import StageRunner
 
+    planned = stages(arguments.output, arguments.config, arguments.seed)
     rounds: list[list[StageResult]] = []
     with StageRunner(
         arguments.output, write=lambda data: _forward(data), say=lambda line: print(f"== {line}", flush=True)
     ) as runner:
-        for together in stages(arguments.output, arguments.config, arguments.seed):
+        for together in planned:
             rounds.append(runner.run_together(together))
     summary = summarise(arguments.output, arguments.seed, rounds)
     _report(summary, arguments.output)
     return 0
+
+
+def parser() -> PlainParser:
+    """The command's parser."""
+    made = PlainParser(
+        "prm demo", description=SUMMARY, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--output", default="runs/demo", type=Path, help="folder of the run (default: %(default)s)")
+    made.add_argument("--seed", default=0, type=int, help="seed of everything (default: %(default)s)")
+    made.add_argument(
+        "--config",
+        default="accumulator",
+        help="name of the configs, one in each of configs/{sft,annotate,prm,grpo,search} (default: %(default)s)",
+    )
+    return made
 
 
 def stages(output: Path, config: str, seed: int) -> list[list[Stage]]:

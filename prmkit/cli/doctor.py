@@ -5,21 +5,22 @@ The supported ranges are those of the installed package's own metadata; they are
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
 import platform
-import tempfile
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from prmkit.cli.outputs import why_not_writable
+from prmkit.cli.plain_parser import PlainParser
 from prmkit.engines.config import HttpConfig
 from prmkit.errors import PrmkitError
 
-__all__ = ["Package", "inspect_packages", "run"]
+__all__ = ["LIGHT", "Package", "inspect_packages", "light_requirements", "parser", "run"]
 
 Status = Literal["ok", "missing", "out of range"]
 
@@ -31,6 +32,11 @@ _REMARKS = {
     "wandb": "for logging to Weights & Biases",
 }
 _DEVELOPMENT = "dev"
+# What listing, pulling, publishing, converting and checking need. After `pip install --no-deps prmkit` they are enough.
+LIGHT = (
+    "fsspec", "huggingface-hub", "jsonargparse", "numpy", "omegaconf", "packaging", "pyyaml", "rich", "safetensors",
+    "shtab", "typing-extensions",
+)  # fmt: skip
 _ENDPOINT_SECONDS = 5.0
 
 
@@ -82,6 +88,12 @@ def inspect_packages(
         supported = ",".join(sorted(map(str, requirement.specifier), reverse=True))  # the lower bound first
         packages.append(Package(requirement.name, supported, version, extra, status))
     return sorted(packages, key=lambda package: (package.extra is not None, package.extra or ""))
+
+
+def light_requirements(lines: Sequence[str]) -> list[str]:
+    """The requirements of a light installation among all; `packaging` is not needed to find them."""
+    names = {line: re.split(r"[^\w.-]", line, maxsplit=1)[0].lower() for line in lines if ";" not in line}
+    return [line for line, name in names.items() if name in LIGHT]
 
 
 def _extra(marker: str) -> str | None:
@@ -136,13 +148,8 @@ def _memory_gib() -> float | None:
 
 def _runs_folder(folder: Path) -> dict[str, Any]:
     """Whether results can be written to a folder that is there or can be made; nothing is left behind."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        return {"path": str(folder), "writable": False, "reason": error.strerror}
-    return {"path": str(folder), "writable": True, "reason": None}
+    reason = why_not_writable(folder)
+    return {"path": str(folder), "writable": reason is None, "reason": reason}
 
 
 def _ask_endpoint(url: str) -> dict[str, Any]:
@@ -244,21 +251,34 @@ def _failed(report: Mapping[str, Any]) -> bool:
     return silent or broken or not report["runs"]["writable"]
 
 
-def run(argv: Sequence[str]) -> int:
-    """`prm doctor`. Returns 0, or 2 when a required part is missing, out of range, an endpoint does not
-    answer, or `--runs` is not writable."""
-    parser = argparse.ArgumentParser(
+def parser() -> PlainParser:
+    """The command's parser."""
+    made = PlainParser(
         prog="prm doctor",
         description="What is installed against what is supported, which devices there are, which optional parts are "
         "missing and how to get them. Ends with status 2 when a required part is missing or out of range, or when an "
         "endpoint does not answer.",
     )
-    parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for results (default: %(default)s)")
-    parser.add_argument(
+    made.add_argument(
+        "--light",
+        action="store_true",
+        help="print what a light installation needs, a requirement a line: enough to list, pull and convert",
+    )
+    made.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+    made.add_argument("--runs", type=Path, default=Path("runs"), help="folder for results (default: %(default)s)")
+    made.add_argument(
         "--endpoint", action="append", default=[], metavar="URL", help="ask a server what it serves; may be repeated"
     )
-    arguments = parser.parse_args(argv)
+    return made
+
+
+def run(argv: Sequence[str]) -> int:
+    """`prm doctor`. Returns 0, or 2 when a required part is missing, out of range, an endpoint does not
+    answer, or `--runs` is not writable."""
+    arguments = parser().parse_args(argv)
+    if arguments.light:
+        print("\n".join(light_requirements(importlib.metadata.requires("prmkit") or [])))
+        return 0
     report = _report(arguments.runs, arguments.endpoint)
     if arguments.json:
         print(json.dumps(report, indent=2))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from prmkit.cli.fit_settings import normalise
+from prmkit.cli.outputs import check_output_folder
+from prmkit.cli.plain_parser import PlainParser
 from prmkit.errors import ConfigError, DataError, PrmkitError
 
 __all__ = ["run"]
@@ -26,7 +28,9 @@ config.yaml beside or above the checkpoint, or --config FILE. Memory: about twic
 
 def run(argv: Sequence[str]) -> int:
     """Run `prm export ...`; returns its exit status."""
-    values = _parser().parse_args(list(argv) or ["--help"])
+    values = parser().parse_args(list(argv) or ["--help"])
+    check_output_folder("OUT", values.output)
+    find_config(find_checkpoint(Path(values.checkpoint)), None if values.config is None else Path(values.config))
     from prmkit.cli.exporting import export
 
     report = export(
@@ -90,23 +94,24 @@ def read_model_config(file: Path) -> dict[str, Any]:
     return section
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> PlainParser:
+    """The command's parser."""
+    made = PlainParser(
         prog="prm export",
         description="Write a model folder from a checkpoint.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint file, folder of shards, or run folder")
-    parser.add_argument("output", metavar="OUT", help="folder to write; an existing one is replaced")
-    parser.add_argument("--config", help="config of the run; default: config.yaml beside or above the checkpoint")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: model.source.dtype")
-    parser.add_argument("--weight_version", type=int, default=0, help="version to stamp on the weights (default 0)")
-    parser.add_argument(
+    made.add_argument("checkpoint", metavar="CKPT", help="checkpoint file, folder of shards, or run folder")
+    made.add_argument("output", metavar="OUT", help="folder to write; an existing one is replaced")
+    made.add_argument("--config", help="config of the run; default: config.yaml beside or above the checkpoint")
+    made.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: model.source.dtype")
+    made.add_argument("--weight_version", type=int, default=0, help="version to stamp on the weights (default 0)")
+    made.add_argument(
         "--weights_only",
         choices=("true", "false"),
         default="true",
         help="false loads checkpoints that hold more than tensors, too; they could run code",
     )
-    return parser
+    return made

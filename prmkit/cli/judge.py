@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prmkit.annotation.judge import JudgePrompt, verdicts_path
+from prmkit.cli.json_output import json_output
 from prmkit.cli.loading import load_engine, load_scorer, model_identity, resolve_model
 from prmkit.cli.options import (
     EngineConfig,
@@ -18,6 +19,7 @@ from prmkit.cli.options import (
     print_help,
     wants_help,
 )
+from prmkit.cli.outputs import check_output_file
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError
 from prmkit.types import SamplingParams
@@ -65,6 +67,10 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         if (self.prm is None) == (self.policy is None):
             raise ConfigError("prm", self.prm, "a PRM, or null together with --policy", "Set one of the two.")
+        if not 0 <= self.threshold < 1:
+            raise ConfigError("threshold", self.threshold, "a number in [0, 1)")
+        if self.in_flight < 1:
+            raise ConfigError("in_flight", self.in_flight, "an integer of at least 1")
 
 
 def parser() -> Any:
@@ -89,11 +95,14 @@ def run_judge_command(argv: list[str]) -> int:
         values = parse_settings(parse, arguments)
         config = build(JudgeConfig, values)
     path = config.output or str(verdicts_path(config.judge))
-    state = _judge(config, values, path)
-    print(
-        f"{path}: {state['verdicts']} solutions judged, {state['unparsable']} without a usable answer, "
-        f"{len(state['failures'])} failed"
-    )
+    check_output_file("output", path)
+    with json_output(values["json"]) as answer:
+        state = _judge(config, values, path)
+        print(
+            f"{path}: {state['verdicts']} solutions judged, {state['unparsable']} without a usable answer, "
+            f"{len(state['failures'])} failed"
+        )
+        answer({"output": path, **state})
     return 0
 
 

@@ -6,9 +6,13 @@ Importing this module imports neither torch nor transformers; loading does.
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
+import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from prmkit.cli.options import EngineConfig, ProblemSource, ScorerConfig
 from prmkit.errors import ConfigError, DataError, StepFormatError
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "entered",
+    "expect_hub",
     "fingerprint",
     "load_engine",
     "load_problems",
@@ -33,14 +38,33 @@ _EDGE = 1 << 20  # bytes read at each end of a weight file
 
 def load_problems(source: ProblemSource, usual_split: str) -> tuple[Task, str, list[Problem]]:
     """The task, the split taken, and its problems; at least one (DataError)."""
-    from prmkit.tasks import get_task
+    from prmkit.tasks import FILE_TASKS, get_task
 
+    if source.task in FILE_TASKS and (source.data is None or not Path(source.data).exists()):
+        expect_hub()
     task = get_task(source.task, source.data, **source.task_options)
     split = source.split or (usual_split if usual_split in task.splits else task.splits[0])
     problems = list(task.problems(split, source.limit, source.offset))
     if not problems:
         raise DataError(f"{source.task}: split {split!r} has no problem from number {source.offset} on")
     return task, split, problems
+
+
+def expect_hub() -> None:
+    """Where the hub's name cannot be resolved, have its clients look into their cache at once.
+
+    They try for half a minute otherwise. Call it only where a hub name is to be read.
+    """
+    if any(os.environ.get(name) for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants = sys.modules.get("huggingface_hub.constants")
+        if constants is not None:  # it has read the variable already
+            constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 def entered(grader: Grader, stack: ExitStack) -> Grader:
@@ -59,6 +83,8 @@ def resolve_model(path: str, step_format: str | None, where: str, weights: bool 
         where: the option's name, for errors.
         weights: the model computes here; elsewhere its tokenizer and step format are enough.
     """
+    if not Path(path).is_dir():
+        expect_hub()
     from prmkit.models.folders import resolve_folder
 
     try:

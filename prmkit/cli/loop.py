@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from prmkit.cli.options import build, make_parser, parse_settings, print_help, wants_help
+from prmkit.cli.outputs import check_output_folder
 from prmkit.cli.parsing import expand_configs, user_errors
+from prmkit.cli.plain_parser import PlainParser
 from prmkit.loop.config import LoopConfig
 
 __all__ = ["SUMMARY", "parse", "parser", "run"]
@@ -40,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
         print_help(parser(), SUMMARY, EXAMPLES)
         return 0
     config = parse(argv)
+    check_output_folder("run", config.run)
     from prmkit.cli.loop_run import Loop
     from prmkit.cli.loop_text import summary_text
     from prmkit.cli.pairs_text import plain
@@ -79,7 +81,7 @@ def _status(argv: Sequence[str]) -> int:
     from prmkit.cli.pairs_text import plain
     from prmkit.loop.status import read_status
 
-    options = argparse.ArgumentParser("prm loop status", description="How far a loop has come.")
+    options = PlainParser("prm loop status", description="How far a loop has come.")
     options.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     options.add_argument("--json", action="store_true", help="print JSON")
     options.add_argument(

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from prmkit.cli.config_tree import read_command_line
 from prmkit.cli.fit_settings import take_print_config
 from prmkit.cli.parsing import user_errors
-from prmkit.cli.signatures import Record, Setting, Signature, signature
+from prmkit.cli.signatures import Plain, Record, Setting, Signature, signature
 from prmkit.cli.yaml_text import load_config
 from prmkit.engines.config import ENGINE_KINDS, EngineConfig
 from prmkit.errors import ConfigError, PrmkitError
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_WITH_JSON = ("prm search", "prm annotate", "prm annotate --convert", "prm annotate --judge")
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,15 @@ def make_parser(
     """
     from jsonargparse import ArgumentParser
 
+    from prmkit.cli.json_output import JSON_HELP
+
     parser = ArgumentParser(prog=command, usage=usage, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with these settings; later ones win, key by key")
     settings: dict[str, Setting] = {}
     schema: dict[str, Signature] = {"": Signature("", {})}
+    if command in _WITH_JSON:
+        parser.add_argument("--json", action="store_true", help=JSON_HELP)
+        settings["json"] = Setting(Plain("bool"), False)
     for kind in flat:
         parser.add_class_arguments(kind, skip={f.name for f in fields(kind)} & set(groups))
         settings |= {name: setting for name, setting in _signature(kind).items() if name not in groups}
@@ -116,6 +122,7 @@ def parse_settings(parser: Any, argv: Sequence[str]) -> Any:
     """
     prints, arguments = take_print_config(argv)
     top, schema = parser.prmkit_signature
+    arguments = ["--json=true" if argument == "--json" else argument for argument in arguments]
     line = read_command_line(arguments, top, schema)
     missing = [name for name, setting in top.settings.items() if setting.required and line.tree.get(name) is None]
     if missing:

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prmkit.cli import pairs_publish
+from prmkit.cli.outputs import check_output_file, check_output_folder
 from prmkit.cli.pairs_options import registry_options
+from prmkit.cli.plain_parser import PlainParser
+from prmkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from prmkit.cli.pairs_text import TransferProgress
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 FOUND_PROBLEMS = 1
+_PICTURES = (".png", ".pdf", ".svg")
 
 EXAMPLES = """a version is named math@7, math@best (an alias), math@latest, or math (the latest)
 
@@ -37,19 +41,23 @@ PRMKIT_REGISTRY, else runs/registry."""
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; returns its exit status: 1 when `verify` or `check` found problems."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
+    check_output_folder("FOLDER", getattr(arguments, "folder", None))
+    check_output_file("--report", getattr(arguments, "report", None))
+    check_output_file("--picture", getattr(arguments, "picture", None))
     action: Callable[[argparse.Namespace], int | None] = arguments.action
     return action(arguments) or 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> PlainParser:
+    """The command's parser."""
+    made = PlainParser(
         prog="prm pairs",
         description="Publish, list, compare, pull and promote versions of pairs of a policy and its PRM.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(title="commands", metavar="<command>", required=True)
+    commands = made.add_subparsers(title="commands", metavar="<command>", required=True)
     common = registry_options()
 
     def add(name: str, summary: str, action: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
@@ -63,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     pairs_publish.add_command(add)
     _moving(add)
     _caring(add)
-    return parser
+    return made
 
 
 Add = Callable[[str, str, Callable[[argparse.Namespace], "int | None"]], argparse.ArgumentParser]
@@ -206,6 +214,8 @@ def _lineage(arguments: argparse.Namespace) -> None:
     from prmkit.cli.pairs_text import plain
     from registry.lineage import draw_lineage, lineage_text
 
+    if arguments.picture is not None and arguments.picture.suffix not in _PICTURES:
+        raise ConfigError("--picture", str(arguments.picture), f"a file name that ends in {' | '.join(_PICTURES)}")
     tree = _open(arguments).lineage(arguments.ref)
     print(plain(lineage_text(tree)))
     if arguments.picture is not None:

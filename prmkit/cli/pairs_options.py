@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+from prmkit.cli.plain_parser import PlainParser
 
 __all__ = ["registry_options"]
 
 
-def registry_options() -> argparse.ArgumentParser:
+def registry_options() -> PlainParser:
     """A parent parser with `--registry` and `--single-writer`."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = PlainParser(add_help=False)
     common.add_argument(
         "--registry", metavar="URL", help="folder or URL (default: $PRMKIT_REGISTRY, else runs/registry)"
     )

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from prmkit.errors import PrmkitError
-from prmkit.resources import find_config, shipped_configs
+from prmkit.resources import find_config
 
 __all__ = ["expand_configs", "readable", "user_errors"]
 
 _CONFIG_FLAGS = ("-c", "--config")
 _LEVEL = re.compile(r"Parser key \"(?P<key>[^\"]+)\":|Problem with given class_path '(?P<owner>[^']+)':\n")
+_CHOICES = re.compile(r"(?:typing\.)?Literal\[([^\]]+)\]")
 _LISTS = ("callbacks", "logger", "plugins")
 _BASES = {
     "lightning.LightningModule": "lightning_modules.prm.PRM",
@@ -95,7 +96,7 @@ def readable(message: str, command: str, known: Iterable[str] = ()) -> str:
         keys = ", ".join(f"`{key.strip().lstrip('-')}`" for key in required[1].split(","))
         return (
             f"{keys}: not given. Name a config that has it: {command} --config FILE "
-            f"(shipped: {', '.join(shipped_configs())})"
+            f"(`prm configs list` names those that are shipped)"
         )
     prefix, owner, body = _descend(message)
     if bare := re.search(r"Expected a dot import path string: (\S+)", message):
@@ -168,7 +169,8 @@ def _nearest(key: str, known: list[str]) -> list[str]:
 
 
 def _wrong_value(body: str, prefix: str) -> str:
-    kinds = re.findall(r"Expected (?:a|an) (?:<class '([^']+)'>|(\S.*?))(?:\.|$)", body, re.M)
+    body = _CHOICES.sub(lambda found: found[1].replace("'", "").replace(", ", " | "), body)
+    kinds = re.findall(r"Expected (?:a|an) (?:<class '([^']+)'>|(\S.*?))(?:\. Got value|\.?$)", body, re.M)
     accepted = " | ".join(dict.fromkeys((plain or other).replace("NoneType", "null") for plain, other in kinds))
     got = re.search(r"(?:Got value|Given value): (.+)", body)
     if prefix and kinds and got:

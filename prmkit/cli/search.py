@@ -14,6 +14,7 @@ from typing import Any
 
 from prmkit.chunks import ChunkedOutput
 from prmkit.claims import ClaimFolder
+from prmkit.cli.json_output import json_output
 from prmkit.cli.loading import entered, load_engine, load_problems, load_scorer, model_identity, resolve_model
 from prmkit.cli.options import (
     SERVER_FLAGS,
@@ -28,6 +29,7 @@ from prmkit.cli.options import (
     print_help,
     wants_help,
 )
+from prmkit.cli.outputs import check_output_folder
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.progress import ProgressLine
@@ -296,12 +298,13 @@ def run(argv: list[str]) -> int:
     with user_errors("prm search", parse):
         values = parse_settings(parse, arguments)
         job = _prepare(values, names)
-    seconds = _search(job)
-    if job.plain:
-        from prmkit.cli.search_plain import report
-    else:
-        from prmkit.cli.search_comparison import report
-    report(job, seconds)
+    with json_output(values["json"]) as answer:
+        seconds = _search(job)
+        if job.plain:
+            from prmkit.cli.search_plain import report
+        else:
+            from prmkit.cli.search_comparison import report
+        answer({"output": job.config.output, **report(job, seconds)})
     return 0
 
 
@@ -314,6 +317,7 @@ def _underscored(argument: str) -> str:
 def _prepare(values: Any, names: Sequence[str]) -> SearchJob:
     """Everything that can go wrong before a model is loaded."""
     config, source = build(SearchConfig, values), build(ProblemSource, values)
+    check_output_folder("output", config.output)
     check_headline(config.headline)
     for name in names:
         if needs_prm(name) and config.prm is None:

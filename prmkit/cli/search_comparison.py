@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -23,8 +24,8 @@ __all__ = ["LEVEL_PICTURE", "report"]
 LEVEL_PICTURE = "accuracy_by_level.png"
 
 
-def report(job: SearchJob, seconds: float) -> None:
-    """Write summary and pictures beside the rows, and print the tables."""
+def report(job: SearchJob, seconds: float) -> dict[str, Any]:
+    """Write summary and pictures beside the rows, print the tables, and return the summary."""
     config, folder = job.config, Path(job.config.output)
     rows = list(read_rows(job.rows_path))
     result = comparison_figures(rows, config.headline, levels_of(rows, job.problems))
@@ -64,3 +65,4 @@ def report(job: SearchJob, seconds: float) -> None:
     tokens = summary["tokens"]
     print(f"{tokens['generated']:,} tokens generated, {tokens['scored']:,} scored, {seconds:.1f} s; {folder}")
     warn_of_failures(rows)
+    return summary

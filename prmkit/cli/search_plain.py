@@ -23,8 +23,8 @@ __all__ = ["PICTURE", "describe_prm", "report", "warn_of_failures"]
 PICTURE = "accuracy_vs_budget.png"
 
 
-def report(job: SearchJob, seconds: float) -> None:
-    """Write summary and picture beside the rows, and print the table."""
+def report(job: SearchJob, seconds: float) -> dict[str, Any]:
+    """Write summary and picture beside the rows, print the table, and return the summary."""
     config, params = job.config, job.methods[PLAIN]
     folder = Path(config.output)
     rows = list(read_rows(job.rows_path))
@@ -49,6 +49,7 @@ def report(job: SearchJob, seconds: float) -> None:
     plot_accuracy(result, config.headline, folder / PICTURE, title)
     write_json(folder / "summary.json", summary)
     _print(rows, summary, folder)
+    return summary
 
 
 def _print(rows: Sequence[SearchRow], summary: dict[str, Any], folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -94,6 +95,10 @@ def run(argv: list[str]) -> int:
         if values[name].kind != "hf":
             raise ConfigError(f"{name}.kind", values[name].kind, "hf: this server computes in its own process")
     key = _api_key(config.api_key_env)
+    _check_address(config.host, config.port)
+    for member in ("policy", "prm"):
+        if getattr(config, member) is not None:
+            resolve_model(getattr(config, member), getattr(config, f"{member}_format"), member)
     with ExitStack() as stack:
         policy, prm = _policy(config, values, stack), _prm(config, values, stack)
         from prmkit.serving.app import make_app
@@ -103,6 +108,20 @@ def run(argv: list[str]) -> int:
         names = " and ".join(model.name for model in (policy, prm) if model is not None)
         serve(app, config.host, config.port, lambda url: print(f"{names} at {url}", file=sys.stderr, flush=True))
     return 0
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise ConfigError unless the address can be listened at, before models are loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ConfigError("host", host, f"an address of this machine ({error.strerror})") from None
+    try:
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        raise ConfigError("port", port, f"a free port of {host} ({error.strerror})", "0 takes any.") from None
 
 
 def _policy(config: ServeConfig, values: Any, stack: ExitStack) -> ServedModel | None:

@@ -7,6 +7,7 @@ downloaded; prmkit itself comes from the wheel alone.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -39,6 +40,22 @@ def check_contents(wheel: Path) -> None:
         sys.exit(f"{wheel.name}: unexpected files {strays[:5]}")
 
 
+def check_metadata(wheel: Path) -> None:
+    """The package's page: its links lead somewhere without the repository around them."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        text = archive.read(name).decode()
+    relative = re.findall(r"\]\((?!https?://|#)[^)]*\)", text)
+    wanted = (
+        "Project-URL: Repository, https://",
+        "Python :: 3.13",
+        "](https://github.com/prmkit/prmkit/blob/main/docs/",
+    )
+    missing = [line for line in wanted if line not in text]
+    if relative or missing:
+        sys.exit(f"{wheel.name}: relative links {relative[:3]}, missing {missing}")
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -46,6 +63,7 @@ def main() -> None:
         run(*build, str(ROOT), cwd=place)
         (wheel,) = place.glob("*.whl")
         check_contents(wheel)
+        check_metadata(wheel)
         venv.create(place / "env", with_pip=False, symlinks=True)
         python = str(place / "env" / "bin" / "python")
         purelib = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=place).strip()
@@ -55,7 +73,10 @@ def main() -> None:
         where = run(python, "-c", "import prmkit, registry; print(prmkit.__file__, registry.__file__)", cwd=place)
         if not all(Path(p).is_relative_to(place) for p in where.split()):
             sys.exit(f"not imported from the wheel: {where}")
-        print(run(python, "-m", "prmkit.cli", "--help", cwd=place).splitlines()[0])
+        print(run(python, "-m", "prmkit", "--help", cwd=place).splitlines()[0])
+        light = run(python, "-m", "prmkit", "doctor", "--light", cwd=place)
+        if not {"jsonargparse", "shtab"} <= set(re.findall(r"^[a-z-]+", light, re.M)) or "torch" in light:
+            sys.exit(f"a light installation needs {light}")
         run(python, "-m", "prmkit.cli", "doctor", cwd=place)
         config = "configs/prm/accumulator.yaml"
         run(python, "-m", "prmkit.cli", "fit", "--config", config, "--print_config", cwd=place)
