@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from prmkit.annotation.formats import math_aps, math_shepherd, prm800k, stepwise
-from prmkit.annotation.formats.detection import PARSERS, SINGLE_RECORD_FORMATS, RecordFormat, detect_format
+from prmkit.annotation.formats.detection import SINGLE_RECORD_FORMATS, RecordFormat, detect_format
+from prmkit.annotation.formats.parser import RecordParser
 from prmkit.annotation.formats.tally import Tally
 from prmkit.annotation.records import StepLabels
 from prmkit.errors import ConfigError
@@ -41,6 +42,7 @@ from prmkit.json_objects import located, read_objects
 __all__ = [
     "SINGLE_RECORD_FORMATS",
     "RecordFormat",
+    "RecordParser",
     "WriteFormat",
     "WriteReport",
     "detect_format",
@@ -63,12 +65,14 @@ def parse_records(record: Mapping[str, Any], format: str, where: str) -> list[St
         DataError: the object does not fit the format; `where` (file:line) starts the message.
     """
     _check_format(format)
-    with located(where):
-        return PARSERS[detect_format(record, where) if format == "auto" else format](record, where)
+    return RecordParser(format)(record, where)
 
 
 def load_records(
-    paths: str | Path | Sequence[str | Path], format: str = "auto", on_line: Callable[[], None] | None = None
+    paths: str | Path | Sequence[str | Path],
+    format: str = "auto",
+    on_line: Callable[[], None] | None = None,
+    malformed: int = 0,
 ) -> Iterator[StepLabels]:
     """Records of one or several files, in order.
 
@@ -77,12 +81,13 @@ def load_records(
             list, or objects one after another.
         format: see RecordFormat; "auto" looks at each file's first object.
         on_line: called after every object that was read.
+        malformed: objects at most that may be left out because they do not fit the format, each with a warning.
 
     Raises:
         DataError: missing file, malformed line, or an object that does not fit; the message starts with `file:line`.
     """
     _check_format(format)
-    return _records_of(expand_paths(paths), format, on_line or (lambda: None))
+    return _records_of(expand_paths(paths), format, on_line or (lambda: None), RecordParser(format, malformed))
 
 
 def read_prm800k(path: str | Path, neutral: float = 1.0) -> Iterator[StepLabels]:
@@ -204,12 +209,13 @@ def _check_format(format: str) -> None:
         raise ConfigError("format", format, " | ".join(get_args(RecordFormat)))
 
 
-def _records_of(files: Iterable[Path], format: str, on_line: Callable[[], None]) -> Iterator[StepLabels]:
+def _records_of(
+    files: Iterable[Path], format: str, on_line: Callable[[], None], parse: RecordParser
+) -> Iterator[StepLabels]:
     for file in files:
-        known = format
+        parse.next_source(format)
         for where, record in read_objects(file):
-            known = detect_format(record, where) if known == "auto" else known
-            yield from parse_records(record, known, where)
+            yield from parse(record, where)
             on_line()
 
 

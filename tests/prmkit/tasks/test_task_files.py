@@ -87,7 +87,7 @@ def test_a_folder_has_a_split_for_every_file(tmp_path):
         ([{"question": "a"}], {}, r"test\.jsonl:1: no field 'answer'; the record has: question"),
         ([{"question": "a", "answer": ""}], {}, r"test\.jsonl:1: the answer .* is empty"),
         ([{"question": " ", "answer": "1"}], {}, r"test\.jsonl:1: the question .* is empty"),
-        ([{"question": "a", "answer": [1]}], {}, r"test\.jsonl:1: field 'answer' must be a text or a number, got \\["),
+        ([{"question": "a", "answer": [1]}], {}, r"test\.jsonl:1: field 'answer' must be a text or a number, got \["),
         (
             [{"question": "a", "answer": "1", "id": 1}] * 2,
             {"id_field": "id"},
