@@ -124,6 +124,10 @@ class MapPlan:
         self.seed = seed
         self._fingerprint = {"seed": seed, **fingerprint}
 
+    def identify(self, content: str) -> None:
+        """Make a hash of the rows' content part of the fingerprint."""
+        self._fingerprint["data_content"] = content
+
     def state(self, *_position: int) -> dict[str, Any]:
         return dict(self._fingerprint)
 

@@ -10,12 +10,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from datamodules.batching import BatchConfig, Plan, Rows, Shards, make_plan
+from datamodules.batching import BatchConfig, Rows, RowsPlan, Shards, TokensPlan, make_plan
 from datamodules.encoding import Codec, Example
 from datamodules.loader import EvalLoader, Fetch, TrainLoader, WorkerConfig
 from datamodules.readers import Curate, Mixture, Parse, check_weights, open_mixture
 from datamodules.sources import SourceConfig
-from datamodules.streams import as_fetched, open_streams
+from datamodules.streams import StreamPlan, as_fetched, open_streams, streams_content
 from prmkit.errors import ConfigError, DataError
 
 __all__ = ["Feeds"]
@@ -23,6 +23,8 @@ __all__ = ["Feeds"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+TrainPlan = RowsPlan | TokensPlan | StreamPlan[Any]
 
 _PROBE = 64
 _KEPT_TOKENS = 8_000_000
@@ -43,6 +45,8 @@ class Feeds(Generic[T]):
         packed: rows of a micro-batch are laid end to end in training.
         curate: what is done to training rows when they are read; None nothing. All rows of files are curated
             together, those of a stream block by block.
+        usable: True for a row that can be trained on or evaluated; a file or stored data set without any is refused,
+            except to predict.
 
     Raises:
         ConfigError: sources that cannot be mixed.
@@ -59,6 +63,7 @@ class Feeds(Generic[T]):
         epoch_rows: int | None,
         packed: bool = False,
         curate: Curate | None = None,
+        usable: Callable[[T], bool] | None = None,
     ) -> None:
         for stage, configs in sources.items():
             _check_sources(stage, configs, epoch_rows if stage == "train" else None)
@@ -67,6 +72,7 @@ class Feeds(Generic[T]):
         eval_batch = eval_batch or batch
         self._eval_batch = BatchConfig(eval_batch.rows, eval_batch.max_tokens, eval_batch.bucket, drop_last=False)
         self._seed, self._epoch_rows, self._packed, self._curate = seed, epoch_rows, packed, curate
+        self._usable = usable
         self._mixtures: dict[str, Mixture[T]] = {}
         self.train_loader: TrainLoader | None = None
         self._position: dict[str, Any] | None = None
@@ -91,6 +97,9 @@ class Feeds(Generic[T]):
         if name not in self._mixtures:
             rows = self._epoch_rows if name == "train" else None
             mixture = open_mixture(self._sources[name], self._parser, rows, self._seed)
+            if self._usable is not None and name != "predict":
+                for reader in mixture.readers:
+                    reader.require(self._usable)
             if name == "train" and self._curate is not None:
                 logger.info("train: %s", mixture.curate(self._curate).describe())
             self._mixtures[name] = mixture
@@ -101,6 +110,7 @@ class Feeds(Generic[T]):
         accumulate = _checked_accumulation(trainer)
         shards = Shards(trainer.global_rank, trainer.world_size, accumulate)
         plan, fetch = self._plan("train", codec, self._batch, shards, self._seed, self._packed)
+        plan.identify(self._content())
         loader = TrainLoader(plan, fetch, codec, self._pinned(trainer), accumulate)
         _check_limit(trainer, len(loader), accumulate)
         if self._position is not None:
@@ -130,7 +140,7 @@ class Feeds(Generic[T]):
 
     def _plan(
         self, stage: str, codec: Codec[T, Any], batch: BatchConfig, shards: Shards, seed: int | None, packed: bool
-    ) -> tuple[Plan, Fetch]:
+    ) -> tuple[TrainPlan, Fetch]:
         configs = self._sources[stage]
         if configs[0].streaming:
             rows, curate = (self._epoch_rows, self._curate) if stage == "train" else (None, None)
@@ -143,6 +153,11 @@ class Feeds(Generic[T]):
         lengths, examples = _measure(stage, mixture, codec)
         fetch: Fetch = examples.__getitem__ if examples else mixture.row
         return make_plan(mixture.epoch, lengths, batch, shards, seed, packed, stage), fetch
+
+    def _content(self) -> str:
+        """A hash of what the training rows come from."""
+        configs = self._sources["train"]
+        return streams_content(configs) if configs[0].streaming else self._mixture("train").content()
 
     def _pinned(self, trainer: Any) -> WorkerConfig:
         if self._workers.pin_memory is not None:

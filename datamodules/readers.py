@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ import numpy as np
 from datamodules.batching import Rows, generator
 from datamodules.sources import Raw, Source, SourceConfig, open_source
 from prmkit.annotation.curate import Curated
-from prmkit.annotation.formats import SINGLE_RECORD_FORMATS, detect_format, parse_records
+from prmkit.annotation.formats import RecordParser
 from prmkit.annotation.records import StepLabels
 from prmkit.errors import ConfigError, DataError
+from prmkit.json_objects import shown
 
 __all__ = [
     "Curate",
@@ -56,7 +58,7 @@ def demonstration_parser(config: SourceConfig) -> Parse[Demonstration]:
         for name in names:
             text = raw.get(name)
             if not isinstance(text, str) or not text.strip():
-                raise DataError(f"{where}: {name}: got {text!r}; accepted: a string that is not blank")
+                raise DataError(f"{where}: {name}: got {shown(text)}; accepted: a string that is not blank")
             texts.append(text)
         return [Demonstration(*texts)]
 
@@ -65,31 +67,7 @@ def demonstration_parser(config: SourceConfig) -> Parse[Demonstration]:
 
 def record_parser(config: SourceConfig) -> Parse[StepLabels]:
     """Reads step-label records in the config's format; "auto" is settled by the first row and kept."""
-    return _RecordParser(config.format, config.malformed)
-
-
-class _RecordParser:
-    def __init__(self, format: str, malformed: int) -> None:
-        self.format, self._allowed = format, malformed
-        self._left_out: set[str] = set()
-
-    @property
-    def single(self) -> bool:
-        """Does every line hold exactly one record?"""
-        return self.format in SINGLE_RECORD_FORMATS and not self._allowed
-
-    def __call__(self, raw: Raw, where: str) -> list[StepLabels]:
-        if self.format == "auto":
-            self.format = detect_format(raw, where)
-        try:
-            return parse_records(raw, self.format, where)
-        except DataError as error:
-            if where not in self._left_out:
-                if len(self._left_out) == self._allowed:
-                    raise
-                self._left_out.add(where)
-                logger.warning("left out, %d of at most %d: %s", len(self._left_out), self._allowed, error)
-            return []
+    return RecordParser(config.format, config.malformed)
 
 
 class Reader(Generic[T]):
@@ -108,7 +86,7 @@ class Reader(Generic[T]):
         self._parts: Rows | None = None
         self._latest: tuple[int, list[T]] = (-1, [])
         parse(*source.raw(0))
-        if isinstance(parse, _RecordParser) and not parse.single:
+        if isinstance(parse, RecordParser) and not parse.single:
             counts = [len(parse(*source.raw(index))) for index in range(len(source))]
             raw = np.repeat(np.arange(len(counts)), counts)
             first = np.repeat(np.cumsum(counts) - counts, counts)
@@ -126,6 +104,18 @@ class Reader(Generic[T]):
         if self._latest[0] != raw:  # neighbours are often asked for one after another
             self._latest = (raw, self._parse(*self._source.raw(raw)))
         return self._latest[1][part]
+
+    def require(self, usable: Callable[[T], bool]) -> None:
+        """Refuse a source of which no row is usable (DataError). Reads rows until one is."""
+        if not any(usable(self.row(index)) for index in range(len(self))):
+            raise DataError(
+                f"{self.title}: none of its {len(self)} records has a labelled step: all labels are null. Give a "
+                f"source with labels, or label these solutions."
+            )
+
+    def content(self) -> str:
+        """A hash of what the rows come from."""
+        return self._source.content()
 
     def sizes(self) -> Rows | None:
         """[N] sizes in some unit, None when they are not known for free."""
@@ -161,6 +151,7 @@ class Mixture(Generic[T]):
         self._used: list[Rows] = [np.arange(a, b) for a, b in zip(self._bounds[:-1], self._bounds[1:], strict=True)]
         self._weights, self._epoch_rows = weights, epoch_rows
         self._merged: Mapping[int, Any] = {}
+        self._curated = b""
 
     def __len__(self) -> int:
         """Rows of all readers, left out ones included."""
@@ -179,6 +170,13 @@ class Mixture(Generic[T]):
         known = [size for size in sizes if size is not None]
         return np.concatenate(known) if len(known) == len(sizes) else None
 
+    def content(self) -> str:
+        """A hash of what all rows come from, and of what curation made of them."""
+        digest = hashlib.blake2b(self._curated, digest_size=16)
+        for title, reader in zip(self._titles, self.readers, strict=True):
+            digest.update(f"{title}\0{reader.content()}\0".encode())
+        return digest.hexdigest()
+
     def leave_out(self, rows: Rows) -> None:
         """Use these rows in no epoch."""
         self._used = [np.setdiff1d(used, rows) for used in self._used]
@@ -189,6 +187,7 @@ class Mixture(Generic[T]):
         """Leave out and merge rows as a curation of all of them says. Reads every row. Returns what it did."""
         left = curate(_MixtureRows(self))
         self._merged = left.merged
+        self._curated = repr((left.kept, sorted(left.merged.items()))).encode()
         self.leave_out(np.setdiff1d(np.arange(len(self)), np.array(left.kept, np.int64)))
         return left
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -14,7 +16,8 @@ import numpy.typing as npt
 
 from prmkit.annotation.formats import RecordFormat
 from prmkit.errors import ConfigError, DataError
-from prmkit.io import expand_paths, parse_json_line
+from prmkit.io import expand_paths
+from prmkit.json_objects import one_object_a_line, parse_json_line, read_spans
 from prmkit.seeding import derive_seed
 from prmkit.tasks import get_task
 from prmkit.types import Problem, Task, VerifiableTask
@@ -26,6 +29,8 @@ Sizes = npt.NDArray[np.int64]
 SourceKind = Literal["jsonl", "task", "hub"]
 
 _CHUNK = 1 << 22
+_LOOKS = 64  # rows of an endless split that stand for all
+_INK = np.array([not bytes([byte]).isspace() for byte in range(256)])  # [256] bytes that make a line not blank
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,9 @@ class SourceConfig:
     """Where rows come from.
 
     Attributes:
-        kind: "jsonl": files of JSON lines; "task": a task of `prmkit.tasks` (demonstrations of a built-in one,
-            gold solutions of others); "hub": a data set of the `datasets` library.
+        kind: "jsonl": files of JSON objects, one a line, in a list, or one after another; "task": a task of
+            `prmkit.tasks` (demonstrations of a built-in one, gold solutions of others); "hub": a data set of the
+            `datasets` library.
         path: "jsonl": a file, folder (its `*.jsonl`) or glob pattern, or a list of those. "task": file or folder of a
             task that reads one. "hub": data files for the builder `name` ("json", "parquet"), or of the data set
             `name` ("owner/set") where it holds others too. None: none.
@@ -49,7 +55,7 @@ class SourceConfig:
         streaming: "hub" only: read the data set as a stream, without storing it. Streams are mixed with streams only.
         shuffle_buffer: rows of a stream that are shuffled (and curated) together, at least 1; 1 keeps its order.
         format: "jsonl" and "hub", for step labels: format of the records; "auto" looks at the first one.
-        malformed: for step labels: lines at most that may be left out because they do not fit the format, at least 0;
+        malformed: for step labels: objects at most that may be left out because they do not fit the format, at least 0;
             each is named in the log. One more ends the run, as the first does with 0.
         question_field, solution_field: names of the fields, for SFT from "jsonl" and "hub".
         weight: share of an epoch's rows, relative to the other sources' weights, above 0; streams with weights need
@@ -123,12 +129,17 @@ class Source(Protocol):
         """[N] sizes in some unit, where they cost nothing to know."""
         ...
 
+    def content(self) -> str:
+        """A hash of the rows, or of what they come from: equal where all rows are."""
+        ...
+
 
 class JsonlSource:
-    """Lines of JSON files, through an index of line offsets; blank lines are skipped.
+    """Objects of JSON files, through an index of where they stand; blank lines are skipped.
 
-    The index takes 24 bytes a line and is built at the speed of reading. Lines are parsed when asked for, so that a
-    malformed one is found then (DataError, file:line).
+    The index of a file of lines takes 24 bytes a line and is built at the speed of reading; a line is parsed when it is
+    asked for, so that a malformed one is found then (DataError, file:line). Files whose objects go over lines, or stand
+    in a list, are parsed once to find them.
 
     Args:
         paths: see `prmkit.io.expand_paths`.
@@ -137,11 +148,19 @@ class JsonlSource:
 
     def __init__(self, paths: str | Sequence[str], offset: int = 0, count: int | None = None) -> None:
         self.files = expand_paths(paths)
-        parts = [_index_lines(file) for file in self.files]
+        self._by_line = [one_object_a_line(file) for file in self.files]
+        digest = hashlib.blake2b(digest_size=16)
+        parts = [
+            (_index_lines if by_line else _index_spans)(file, digest)
+            for file, by_line in zip(self.files, self._by_line, strict=True)
+        ]
         stop = None if count is None else offset + count
-        self._file = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])[offset:stop]
+        sizes = [len(part) for part in parts]
+        self._first = np.cumsum([0, *sizes]) - offset  # [files + 1] row number of each file's first object
+        self._file = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)[offset:stop]
         self._start, self._size, self._line = np.concatenate(parts).T[:, offset:stop]
         self._handles: dict[int, FileIO] = {}
+        self._content = f"{digest.hexdigest()}+{offset}"
 
     def __len__(self) -> int:
         return len(self._start)
@@ -157,37 +176,56 @@ class JsonlSource:
         return parse_json_line(line, where), where
 
     def where(self, index: int) -> str:
-        return f"{self.files[int(self._file[index])]}:{int(self._line[index])}"
+        number = int(self._file[index])
+        place = f"{self.files[number]}:{int(self._line[index])}"
+        return place if self._by_line[number] else f"{place}: record {index - int(self._first[number]) + 1}"
 
     def sizes(self) -> Sizes:
-        """Bytes of each line."""
+        """Bytes of each object."""
         return self._size
+
+    def content(self) -> str:
+        """A hash of all bytes of the files, with the first row used."""
+        return self._content
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": {}}
 
 
-def _index_lines(file: Path) -> Sizes:
-    """[N, 3] offset, bytes and line number of the lines that are not blank."""
-    bounds, highest, carried = [np.zeros(1, np.int64)], [np.empty(0, np.uint8)], 0
+def _index_lines(file: Path, digest: hashlib.blake2b) -> Sizes:
+    """[N, 3] offset, bytes and line number of the lines that are not blank. The file goes into the digest."""
+    bounds, inked, carried = [np.zeros(1, np.int64)], [np.empty(0, np.bool_)], False
     place = 0
     with file.open("rb") as stream:
         while block := stream.read(_CHUNK):
+            digest.update(block)
             chunk = np.frombuffer(block, np.uint8)
             ends = np.flatnonzero(chunk == ord("\n")) + 1
-            # The highest byte of a line tells whether it is blank; a line may begin in an earlier chunk.
+            # A line is blank when all its bytes are; it may begin in an earlier chunk.
             starts = np.concatenate([[0], ends[ends < len(chunk)]])
-            tops = np.maximum.reduceat(chunk, starts)
-            tops[0] = max(int(tops[0]), carried)
-            carried = int(tops[-1]) if len(tops) > len(ends) else 0
-            highest.append(tops[: len(ends)])
+            tops = np.logical_or.reduceat(_INK[chunk], starts)
+            tops[0] |= carried
+            carried = bool(tops[-1]) if len(tops) > len(ends) else False
+            inked.append(tops[: len(ends)])
             bounds.append(ends + place)
             place += len(chunk)
-    bound, top = np.concatenate(bounds), np.concatenate(highest)
+    bound, ink = np.concatenate(bounds), np.concatenate(inked)
     if bound[-1] < place:  # the last line has no end
-        bound, top = np.append(bound, place), np.append(top, carried)
+        bound, ink = np.append(bound, place), np.append(ink, carried)
+    digest.update(place.to_bytes(8, "little"))
     table = np.stack([bound[:-1], np.diff(bound), np.arange(1, len(bound))], axis=1)
-    return table[top > ord(" ")]
+    return table[ink]
+
+
+def _index_spans(file: Path, digest: hashlib.blake2b) -> Sizes:
+    """[N, 3] offset, bytes and line number of objects that go over lines. The objects go into the digest."""
+    rows = []
+    with FileIO(file) as handle:
+        for span in read_spans(file):
+            rows.append((span.start, span.size, span.line))
+            digest.update(os.pread(handle.fileno(), span.size, span.start))
+    digest.update(len(rows).to_bytes(8, "little"))
+    return np.array(rows, np.int64).reshape(-1, 3)
 
 
 class TaskSource:
@@ -217,6 +255,17 @@ class TaskSource:
 
     def __len__(self) -> int:
         return self._count
+
+    def content(self) -> str:
+        """A hash of all gold solutions; of a built-in task of some rows, which give away its options."""
+        if self._teacher is None:
+            rows: Iterable[int] = range(len(self))
+        else:
+            rows = np.unique(np.linspace(0, len(self) - 1, _LOOKS).astype(np.int64)).tolist()
+        digest = hashlib.blake2b(digest_size=16)
+        for index in rows:
+            digest.update(json.dumps(self.raw(index)).encode())
+        return digest.hexdigest()
 
     def raw(self, index: int) -> tuple[Raw, str]:
         if self._teacher is None:
@@ -248,14 +297,28 @@ class HubSource:
     def sizes(self) -> None:
         return None
 
+    def content(self) -> str:
+        """A hash of the rows used, as Arrow lays them out."""
+        rows = self._dataset.select(range(self._offset, self._offset + self._count)).with_format("arrow")
+        digest = hashlib.blake2b(digest_size=16)
+        for table in rows.iter(batch_size=1000):
+            for batch in table.to_batches():
+                digest.update(batch.serialize())
+        return digest.hexdigest()
+
+
+def local_files(config: SourceConfig) -> list[Path]:
+    """Data files of a hub source that lie on this machine."""
+    return [] if config.path is None or "/" in (config.name or "") else expand_paths(config.path)
+
 
 def load_hub(config: SourceConfig) -> Any:
     """A `datasets` data set, stored or streamed; DataError with the library's own message when it cannot be had."""
     import datasets  # takes a second, and only hub sources need it
 
     files: str | list[str] | None = config.path
-    if files is not None and "/" not in (config.name or ""):
-        files = [str(file) for file in expand_paths(files)]
+    if local := local_files(config):
+        files = [str(file) for file in local]
     try:
         return datasets.load_dataset(
             config.name, config.config, split=config.split, data_files=files, streaming=config.streaming

@@ -72,7 +72,9 @@ class StepLabelDataModule(LightningDataModule):
         self._curation = curation
         self._verdicts: dict[str, Verdict] | None = None
         change = self._curate if curation.active else None
-        self._feeds = Feeds(stages, record_parser, batch, eval_batch, workers, seed, epoch_rows, curate=change)
+        self._feeds = Feeds(
+            stages, record_parser, batch, eval_batch, workers, seed, epoch_rows, curate=change, usable=_labelled
+        )
 
     def setup(self, stage: str) -> None:
         """Open the sources of a stage. Raises DataError for missing files, malformed first rows and empty data."""
@@ -104,3 +106,7 @@ class StepLabelDataModule(LightningDataModule):
 
     def _codec(self, purpose: Literal["train", "eval", "predict"]) -> PRMCodec:
         return PRMCodec(self.trainer.lightning_module.bound_format, self._targets, self._max_length, purpose)
+
+
+def _labelled(record: StepLabels) -> bool:
+    return any(value is not None for value in record.values)

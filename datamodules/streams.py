@@ -7,6 +7,7 @@ the start of the block it was left in, with the rows of an undisturbed run.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -16,14 +17,16 @@ import numpy as np
 
 from datamodules.batching import BatchConfig, MapPlan, Rows, Shards, generator, rows_length, split_step
 from datamodules.readers import Curate, Parse, distinct, share_out
-from datamodules.sources import SourceConfig, load_hub
+from datamodules.sources import SourceConfig, load_hub, local_files
 from prmkit.errors import ConfigError, DataError
 
-__all__ = ["Stream", "StreamPlan", "as_fetched", "open_streams"]
+__all__ = ["Stream", "StreamPlan", "as_fetched", "open_streams", "streams_content"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_EDGE = 1 << 20
 
 
 def as_fetched(key: tuple[str, T]) -> tuple[str, T]:
@@ -234,6 +237,22 @@ class StreamPlan(MapPlan, Generic[T]):
         same = all(state.get(name) == value for name, value in super().state().items())
         for stream, mark in zip(self._streams, state["marks"] if same else [None] * len(self._streams), strict=True):
             stream.restore(mark)
+
+
+def streams_content(configs: Sequence[SourceConfig]) -> str:
+    """A hash of the local files that streams read: their sizes, and both ends of each, as reading all of them is what
+    a stream is there to avoid. Of data sets on the hub the name is all that is known."""
+    digest = hashlib.blake2b(digest_size=16)
+    for config in configs:
+        digest.update(f"{config.name}\0{config.config}\0{config.split}\0{config.offset}\0{config.count}\0".encode())
+        for file in local_files(config):
+            size = file.stat().st_size
+            digest.update(size.to_bytes(8, "little"))
+            with file.open("rb") as stream:
+                digest.update(stream.read(_EDGE))
+                stream.seek(max(size - _EDGE, 0))
+                digest.update(stream.read(_EDGE))
+    return digest.hexdigest()
 
 
 def open_streams(

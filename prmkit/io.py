@@ -1,7 +1,7 @@
 """Files that are whole or absent: atomic writes, and JSON lines that survive a kill.
 
 A JSON-lines file written here may end in half a line when its writer was killed; `repair_jsonl` cuts that off before
-the writer goes on, and `read_jsonl` refuses every other malformed line by file and line number.
+the writer goes on. Reading is `prmkit.json_objects`, whose functions are offered here as well.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from prmkit.errors import DataError
+from prmkit.json_objects import parse_json, parse_json_line, read_jsonl, read_objects
 
 __all__ = [
     "JsonlWriter",
@@ -24,6 +25,7 @@ __all__ = [
     "parse_json_line",
     "read_json",
     "read_jsonl",
+    "read_objects",
     "repair_jsonl",
     "write_atomic",
     "write_json",
@@ -68,11 +70,9 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file; DataError names the file and the place when it is missing or malformed."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
 
 
 def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -85,6 +85,8 @@ def expand_paths(paths: str | Path | Sequence[str | Path]) -> list[Path]:
         place = Path(path)
         if place.is_dir():
             found = sorted(place.glob("*.jsonl"))
+            if not found:
+                raise DataError(f"{path}: no *.jsonl in this folder; name other files, or a pattern such as *.json")
         elif place.is_file():
             found = [place]
         else:
@@ -104,28 +106,6 @@ def _matches(pattern: Path) -> list[Path]:
         return []
     found = Path(*pattern.parts[:fixed]).glob(str(Path(*pattern.parts[fixed:])))
     return sorted(name for name in found if name.is_file())
-
-
-def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON-lines file, in order. Blank lines are skipped; anything else raises DataError `file:line`."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield parse_json_line(line, f"{path}:{number}")
-
-
-def parse_json_line(line: bytes | str, where: str) -> dict[str, Any]:
-    """One JSON object; `where` (file:line) starts the message of the DataError."""
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{where}: malformed JSON line: {error}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def repair_jsonl(path: str | Path) -> int:

@@ -19,7 +19,7 @@ from prmkit.annotation.records import StepLabels
 from prmkit.annotation.targets import NO_ERROR
 from prmkit.chunks import ChunkedOutput
 from prmkit.errors import ConfigError, DataError, EngineLostError, PrmkitError
-from prmkit.io import read_jsonl
+from prmkit.json_objects import read_objects, shown
 from prmkit.seeding import derive_seed
 from prmkit.types import Engine, GenerationRequest, SamplingParams, StepScorer
 
@@ -193,13 +193,15 @@ def verdicts_path(records: str | Path) -> Path:
 def load_verdicts(path: str | Path) -> dict[str, Verdict]:
     """Verdicts by key; the last one on a solution holds. DataError (file:line) for a malformed line."""
     verdicts: dict[str, Verdict] = {}
-    for number, line in enumerate(read_jsonl(path), start=1):
-        error = line.get("first_error")
+    for where, line in read_objects(path):
+        error, reply = line.get("first_error"), line.get("reply", "")
         if not isinstance(line.get("key"), str) or not isinstance(line.get("judge"), str):
-            raise DataError(f"{path}:{number}: got fields {sorted(line)}; accepted: a verdict, with key and judge")
-        if error is not None and (isinstance(error, bool) or not isinstance(error, int) or error < NO_ERROR):
-            raise DataError(f"{path}:{number}: first_error: got {error!r}; accepted: an index, -1 for none, or null")
-        verdicts[line["key"]] = Verdict(line["key"], line["judge"], error, str(line.get("reply", "")))
+            raise DataError(f"{where}: got fields {shown(sorted(line))}; accepted: a verdict, with key and judge")
+        if error is not None and (type(error) is not int or error < NO_ERROR):
+            raise DataError(f"{where}: first_error: got {shown(error)}; accepted: an index, -1 for none, or null")
+        if not isinstance(reply, str):
+            raise DataError(f"{where}: reply: got {shown(reply)}; accepted: a string")
+        verdicts[line["key"]] = Verdict(line["key"], line["judge"], error, reply)
     return verdicts
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from prmkit.errors import DataError
+from prmkit.json_objects import located, shown
 
 __all__ = ["RECORD_SCHEMA", "StepLabels", "question_id"]
 
@@ -61,14 +63,19 @@ class StepLabels:
         for name, items in (("values", self.values), ("rollouts", self.rollouts)):
             if len(items) != len(self.steps):
                 raise DataError(f"{name}: got {len(items)} entries for {len(self.steps)} steps; accepted: one a step")
+        self._check_numbers()
+        if self.correct is not None and not isinstance(self.correct, bool):
+            raise DataError(f"correct: got {shown(self.correct)}; accepted: true, false or null")
+        if not _is_plain(self.tree, 32):
+            raise DataError(f"tree: got {shown(self.tree)}; accepted: a JSON value of at most 32 levels")
+
+    def _check_numbers(self) -> None:
         for number, value in enumerate(self.values):
             if value is not None and not (_is_number(value) and 0.0 <= value <= 1.0):
-                raise DataError(f"values[{number}]: got {value!r}; accepted: a number in [0, 1], or null")
+                raise DataError(f"values[{number}]: got {shown(value)}; accepted: a number in [0, 1], or null")
         for number, count in enumerate(self.rollouts):
             if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-                raise DataError(f"rollouts[{number}]: got {count!r}; accepted: an integer of at least 0")
-        if self.correct is not None and not isinstance(self.correct, bool):
-            raise DataError(f"correct: got {self.correct!r}; accepted: true, false or null")
+                raise DataError(f"rollouts[{number}]: got {shown(count)}; accepted: an integer of at least 0")
 
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object, `schema` first."""
@@ -100,7 +107,7 @@ class StepLabels:
         """
         schema = value.get("schema")
         if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-            raise DataError(f"{where}: schema: got {schema!r}; accepted: {RECORD_SCHEMA}")
+            raise DataError(f"{where}: schema: got {shown(schema)}; accepted: {RECORD_SCHEMA}")
         if schema > RECORD_SCHEMA:
             raise DataError(
                 f"{where}: schema: got {schema}; this version of prmkit reads up to {RECORD_SCHEMA}. Update prmkit."
@@ -111,13 +118,11 @@ class StepLabels:
         for name in ("steps", "values", "rollouts"):
             items = _required(value, name, where)
             if not isinstance(items, Sequence) or isinstance(items, str):
-                raise DataError(f"{where}: {name}: got {items!r}; accepted: a list")
+                raise DataError(f"{where}: {name}: got {shown(items)}; accepted: a list")
             fields[name] = tuple(items)
         fields.update({name: value[name] for name in ("tree", "separator", "correct") if name in value})
-        try:
+        with located(where):
             return cls(**fields)  # type: ignore[arg-type]
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
 
 
 def question_id(question: str) -> str:
@@ -133,8 +138,19 @@ def _required(value: Mapping[str, Any], name: str, where: str) -> Any:
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise DataError(f"{name}: got {value!r}; accepted: a string")
+        raise DataError(f"{name}: got {shown(value)}; accepted: a string")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_plain(value: object, levels: int) -> bool:
+    """True for a finite JSON value of so many levels."""
+    if value is None or isinstance(value, str | int):
+        return True
+    if isinstance(value, float):
+        return isfinite(value)
+    if levels > 0 and isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(item, levels - 1) for name, item in value.items())
+    return levels > 0 and isinstance(value, list | tuple) and all(_is_plain(item, levels - 1) for item in value)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from prmkit.engines.config import HttpEngineConfig
 from prmkit.engines.http_client import HttpClient, OverHTTP, Reply, Unanswered
-from prmkit.engines.http_protocol import Asked, Sampled, ask_for, completion_of, read_choices
+from prmkit.engines.http_protocol import Asked, Sampled, ask_for, completion_of, read_choices, understood
 from prmkit.engines.served import Served, ask_served
 from prmkit.errors import ConfigError, EngineLostError, ServerError
 from prmkit.steps import BoundStepFormat
@@ -133,7 +133,8 @@ class HTTPEngine(OverHTTP):
         for _ in range(_ABORTED_AGAIN):
             reply = await self._client.post("/v1/completions", asked.body)
             samples = read_choices(asked, reply.body, reply.url)
-            self._count_cached(reply)
+            with understood(reply.url):
+                self._count_cached(reply)
             if all(sample.finish != "abort" for sample in samples):
                 return [(sample, reply.url) for sample in samples]
         raise ServerError(f"{reply.url}: gave up on a sample {_ABORTED_AGAIN} times (finish_reason abort)")

@@ -24,7 +24,8 @@ import aiohttp
 from prmkit.engines.background import run_in_background, wait_in_background
 from prmkit.engines.config import HttpConfig
 from prmkit.engines.endpoints import Endpoint, EndpointPool
-from prmkit.errors import ConfigError, EngineLostError, ServerError
+from prmkit.errors import ConfigError, DataError, EngineLostError, ServerError
+from prmkit.json_objects import parse_json
 
 __all__ = ["ClientStats", "HttpClient", "OverHTTP", "Probe", "Reply", "Unanswered"]
 
@@ -315,8 +316,8 @@ def _encode(body: Mapping[str, Any]) -> bytes:
 
 def _parse(raw: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(raw)
-    except ValueError as error:
+        value = parse_json(raw, "reply")
+    except DataError as error:
         raise Unanswered(f"a reply that is not JSON: {raw[:80]!r}") from error
     if not isinstance(value, dict):
         raise Unanswered(f"a reply that is no JSON object: {raw[:80]!r}")

@@ -8,16 +8,18 @@ that ignores a setting once ignores it always.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from prmkit.engines.stops import find_stop
-from prmkit.errors import ConfigError, EngineLostError
+from prmkit.errors import ConfigError, DataError, EngineLostError, ServerError
+from prmkit.json_objects import located, shown
 from prmkit.steps import BoundStepFormat
 from prmkit.types import Completion, FinishReason, GenerationRequest
 
-__all__ = ["Asked", "Sampled", "ask_for", "completion_of", "read_choices"]
+__all__ = ["Asked", "Sampled", "ask_for", "completion_of", "read_choices", "understood"]
 
 _TOKEN_PREFIX = "token_id:"
 
@@ -120,6 +122,16 @@ def ask_for(
     return Asked(body, request.n, max_tokens, prompt_tokens, params.stop, logprobs, context is not None)
 
 
+@contextmanager
+def understood(where: str) -> Iterator[None]:
+    """Whatever a reply of another build raises in the block becomes an EngineLostError that names the endpoint."""
+    try:
+        with located(where, "reply as it was asked for"):
+            yield
+    except DataError as error:
+        raise EngineLostError(str(error)) from error
+
+
 def read_choices(asked: Asked, reply: Mapping[str, Any], where: str) -> list[Sampled]:
     """The samples of a reply, in order.
 
@@ -130,7 +142,13 @@ def read_choices(asked: Asked, reply: Mapping[str, Any], where: str) -> list[Sam
 
     Raises:
         EngineLostError: the reply does not do what was asked.
+        ServerError: the server gives no text where text was asked for.
     """
+    with understood(where):
+        return _choices(asked, reply, where)
+
+
+def _choices(asked: Asked, reply: Mapping[str, Any], where: str) -> list[Sampled]:
     model = reply.get("model", asked.body["model"])
     if model != asked.body["model"]:
         _broken(where, f"model {asked.body['model']!r}", f"a reply of model {model!r}")
@@ -154,9 +172,12 @@ def _read_choice(asked: Asked, choice: Mapping[str, Any], where: str) -> Sampled
         _broken(where, "finish_reason stop, length or abort", finish)
     reason = choice.get("stop_reason", choice.get("matched_stop"))
     said_why = "stop_reason" in choice or "matched_stop" in choice
-    text = str(choice.get("text", ""))
+    text = choice.get("text")
     if finish in ("abort", "error"):
-        return Sampled((), (), text, "abort", None, said_why)
+        return Sampled((), (), "", "abort", None, said_why)
+    if not isinstance(text, str) and (text is not None or not asked.prompt_tokens):
+        raise ServerError(f"{where}: a choice has the text {shown(text)}; expected a string")
+    text = text or ""
     if not asked.prompt_tokens:
         return Sampled(None, (), text, finish, reason, said_why)
     ids = _token_ids(choice)

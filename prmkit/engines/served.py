@@ -8,6 +8,7 @@ from typing import Any
 
 from prmkit.engines.http_client import HttpClient
 from prmkit.errors import ConfigError
+from prmkit.json_objects import shown
 
 __all__ = ["Served", "ask_served"]
 
@@ -48,20 +49,25 @@ async def ask_served(client: HttpClient, url: str) -> Served:
         Unanswered, ServerError: see `http_client.Probe`.
     """
     listed = (await client.ask(url, "/v1/models")).get("data")
-    if not isinstance(listed, list) or not all(isinstance(card, Mapping) and "id" in card for card in listed):
+    if not isinstance(listed, list) or not all(
+        isinstance(card, Mapping) and isinstance(card.get("id"), str) for card in listed
+    ):
         raise ConfigError("http.endpoints", url, "a server whose /v1/models lists its models")
-    cards = {str(card["id"]): card for card in listed}
+    cards = {card["id"]: card for card in listed}
     wanted = client.config.model
     if wanted is None and len(cards) == 1:
         wanted = next(iter(cards))
-    if wanted not in cards:
+    if wanted is None or wanted not in cards:
         raise ConfigError("http.model", wanted, f"one of {' | '.join(cards) or 'no'} model(s) that {url} serves")
     card = cards[wanted]
+    for name in ("max_model_len", "weight_version"):
+        if not (card.get(name) is None or type(card[name]) is int):
+            raise ConfigError("http.endpoints", url, f"a server whose {name} is an integer, got {shown(card[name])}")
     context, version = card.get("max_model_len"), card.get("weight_version")
     return Served(
         wanted,
-        None if context is None else int(context),
+        context,
         card.get("weights"),
-        None if version is None else int(version),
+        version,
         bool(card.get("read_positions", False)),
     )

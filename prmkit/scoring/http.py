@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from prmkit.engines.http_client import HttpClient, OverHTTP
+from prmkit.engines.http_protocol import understood
 from prmkit.engines.served import Served, ask_served
 from prmkit.errors import ConfigError, EngineLostError, ServerError
 from prmkit.scoring.config import HttpScorerConfig
@@ -140,6 +141,11 @@ def read_scores(encoded: EncodedSteps, reply: Mapping[str, Any], right_column: i
     Raises:
         EngineLostError: other rows, or values that are not probabilities.
     """
+    with understood(where):
+        return _scores(encoded, reply, right_column, where)
+
+
+def _scores(encoded: EncodedSteps, reply: Mapping[str, Any], right_column: int, where: str) -> StepScores:
     data = reply.get("data")
     rows = data[0].get("data") if isinstance(data, list) and len(data) == 1 else None
     if not isinstance(rows, list):

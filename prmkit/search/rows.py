@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prmkit.errors import DataError
-from prmkit.io import read_jsonl
+from prmkit.json_objects import located, read_objects, shown
 from prmkit.search.result import TreeNode
 from prmkit.types import FinishReason, Usage
 
@@ -54,9 +54,14 @@ class TraceRecord:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TraceRecord:
-        scores = value["scores"]
+        _check_texts(value, ("finish",), ("answer",))
+        steps, scores = value["steps"], value["scores"]
+        if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+            raise DataError(f"traces: steps: got {shown(steps)}; accepted: a list of strings")
+        if scores is not None and (len(scores) != len(steps) or not all(type(x) in (int, float) for x in scores)):
+            raise DataError(f"traces: scores: got {shown(scores)}; accepted: a number a step, or null")
         return cls(
-            steps=tuple(value["steps"]),
+            steps=tuple(steps),
             finish=value["finish"],
             answer=value["answer"],
             group=int(value["group"]),
@@ -114,9 +119,11 @@ class SearchRow:
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> SearchRow:
         """Inverse of `to_json`; `where` (file:line) starts the message of a DataError."""
-        if value.get("schema") not in _READABLE:
-            raise DataError(f"{where}: schema {value.get('schema')!r}; this version reads rows of schemas {_READABLE}")
-        try:
+        schema = value.get("schema")
+        if type(schema) is not int or schema not in _READABLE:
+            raise DataError(f"{where}: schema {shown(schema)}; this version reads rows of schemas {_READABLE}")
+        with located(where, "search row"):
+            _check_texts(value, ("problem_id", "question", "answer", "source"), ("level", "error"))
             return cls(
                 problem_id=value["problem_id"],
                 question=value["question"],
@@ -131,11 +138,16 @@ class SearchRow:
                 method=value["method"] if value["schema"] > 2 else "",
                 budget=value["budget"] if value["schema"] > 2 else None,
             )
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{where}: not a search row: {error!r}") from None
+
+
+def _check_texts(value: Mapping[str, Any], needed: Sequence[str], optional: Sequence[str]) -> None:
+    for name in (*needed, *optional):
+        found = value[name]
+        if not isinstance(found, str) and not (found is None and name in optional):
+            raise DataError(f"{name}: got {shown(found)}; accepted: a string{' or null' if name in optional else ''}")
 
 
 def read_rows(path: str | Path) -> Iterator[SearchRow]:
     """Rows of a `rows.jsonl`, in order. DataError names file and line."""
-    for number, value in enumerate(read_jsonl(path), start=1):
-        yield SearchRow.from_json(value, f"{path}:{number}")
+    for where, value in read_objects(path):
+        yield SearchRow.from_json(value, where)

@@ -73,7 +73,7 @@ def math(data: str | None = None) -> RecordTask:
     """
     if data is not None:
         path = Path(data)
-        source = json_source(path / MATH_TRAIN_FILE if path.is_dir() else path)
+        source = jsonl_source(path / MATH_TRAIN_FILE if path.is_dir() else path)
         return RecordTask("math", {"train": source}, Fields("problem", "final_answer"), MathGrader(), skip_empty=True)
 
     def convert(problem: Problem, _where: str) -> Problem:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from prmkit.errors import ConfigError, DataError, MissingDependencyError
-from prmkit.io import read_json, read_jsonl
+from prmkit.io import read_json
+from prmkit.json_objects import located, read_objects, shown
 from prmkit.steps import StepFormat, get_step_format
 from prmkit.types import Grader, Problem
 
@@ -45,31 +47,18 @@ class Fields:
 
 
 def jsonl_source(path: Path) -> Source:
-    """Records of a JSON-lines file, by line number. DataError for a malformed line."""
-
-    def records() -> Iterator[Record]:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        with path.open("rb") as file:
-            numbers = [number for number, line in enumerate(file, start=1) if line.strip()]
-        for number, record in zip(numbers, read_jsonl(path), strict=True):
-            yield f"{path}:{number}", record
-
-    return records
+    """Records of a file of JSON objects (one a line, in a list, or one after another), by their place in it."""
+    return lambda: read_objects(path)
 
 
-def json_source(path: Path, key: str | None = None) -> Source:
-    """Records of a JSON file that holds a list of objects, or an object with such a list under `key`."""
+def json_source(path: Path, key: str) -> Source:
+    """Records of a JSON file that holds an object with a list of objects under `key`."""
 
     def records() -> Iterator[Record]:
         value = read_json(path)
-        if key is not None:
-            if not isinstance(value, dict) or key not in value:
-                raise DataError(f"{path}: expected a JSON object with the field {key!r}")
-            value = value[key]
-        if not isinstance(value, list):
-            raise DataError(f"{path}: expected a list of objects, got {type(value).__name__}")
-        for number, record in enumerate(value, start=1):
+        if not isinstance(value, dict) or not isinstance(value.get(key), list):
+            raise DataError(f"{path}: expected a JSON object with a list of objects in the field {key!r}")
+        for number, record in enumerate(value[key], start=1):
             if not isinstance(record, dict):
                 raise DataError(f"{path}: entry {number}: expected an object, got {type(record).__name__}")
             yield f"{path}: entry {number}", record
@@ -172,7 +161,11 @@ class RecordTask:
         seen: set[str] = set()
         skipped = 0
         for number, (where, record) in enumerate(self._sources[split]()):
-            problem = self._problem(split, number, where, record)
+            if self._skip_empty and record.get(self._fields.answer, "") is None:
+                skipped += 1
+                continue
+            with located(where):
+                problem = self._problem(split, number, where, record)
             if not problem.answer:
                 if not self._skip_empty:
                     raise DataError(f"{where}: the answer in field {self._fields.answer!r} is empty")
@@ -198,22 +191,28 @@ class RecordTask:
             f"{source}/{name}",
             question,
             _required(record, fields.answer, where),
-            _optional(record, fields.solution),
-            _optional(record, fields.level),
+            _optional(record, fields.solution, where),
+            _optional(record, fields.level, where),
             source,
         )
         return self._convert(problem, where) if self._convert else problem
 
 
 def _required(record: Mapping[str, Any], field: str, where: str) -> str:
-    value = record.get(field)
+    value = _optional(record, field, where)
+    if value is None and field in record:
+        raise DataError(f"{where}: field {field!r} is null; every record needs one. Take such records out of the file.")
     if value is None:
-        raise DataError(f"{where}: no field {field!r}; the record has: {', '.join(record) or 'no fields'}")
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise DataError(f"{where}: field {field!r} must be a text or a number, got {type(value).__name__}")
-    return str(value).strip()
+        raise DataError(f"{where}: no field {field!r}; the record has: {', '.join(record)[:200] or 'no fields'}")
+    return value.strip()
 
 
-def _optional(record: Mapping[str, Any], field: str | None) -> str | None:
+def _optional(record: Mapping[str, Any], field: str | None, where: str) -> str | None:
+    """A field as text; None where it is missing or null."""
     value = record.get(field) if field else None
-    return None if value is None else str(value)
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if not (number or isinstance(value, str)):
+        raise DataError(f"{where}: field {field!r} must be a text or a number, got {shown(value)}")
+    return str(value)

@@ -179,7 +179,7 @@ def test_refusals(samples, write_jsonl):
     with pytest.raises(DataError, match=r"json/train: the stream holds no row behind source\.offset = 9"):
         keys(plan([source(path, weight=1.0, offset=9)], epoch_rows=8))
     wrong = write_jsonl([{"prompt": "Q", "completions": ["a"], "labels": [True, True]}], "wrong.jsonl")
-    with pytest.raises(DataError, match=r"json/train:0: got 2 labels for 1 steps"):
+    with pytest.raises(DataError, match=r"json/train:0: labels: got 2 labels for 1 steps"):
         keys(plan([source(wrong, weight=1.0)], epoch_rows=8))
 
 
@@ -203,7 +203,7 @@ def test_some_lines_may_be_malformed(write_jsonl, streaming, caplog):
         assert caplog.text.count("got 2 labels for 1 steps") == 2
         assert f"left out, 2 of at most {allowed}: " in caplog.text
     for allowed in (0, 1):
-        with pytest.raises(DataError, match=r":[36]: got 2 labels|train:[25]: got 2 labels"):
+        with pytest.raises(DataError, match=r":[36]: labels: got 2 labels|train:[25]: labels: got 2 labels"):
             questions(allowed)
     with pytest.raises(ConfigError, match=r"source\.malformed: got -1"):
         SourceConfig(path=path, malformed=-1)

@@ -1,4 +1,4 @@
-"""Formats of step labels: our own records, PRM800K, Math-Shepherd, MATH-APS (flat and tree), TRL's and OpenR's.
+"""Formats of step labels: our own records, and those that step labels are published in (`detection` lists them).
 
 A parser turns one JSON object into the records it holds; a writer turns neighbouring records into native objects.
 Steps come without separators, tags and "Step i: " prefixes: putting those in is the step format's matter.
@@ -31,14 +31,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from prmkit.annotation.formats import math_aps, math_shepherd, prm800k, stepwise
+from prmkit.annotation.formats.detection import SINGLE_RECORD_FORMATS, RecordFormat, detect_format
+from prmkit.annotation.formats.parser import RecordParser
 from prmkit.annotation.formats.tally import Tally
 from prmkit.annotation.records import StepLabels
-from prmkit.errors import ConfigError, DataError
-from prmkit.io import expand_paths, open_atomic, parse_json_line
+from prmkit.errors import ConfigError
+from prmkit.io import expand_paths, open_atomic
+from prmkit.json_objects import located, read_objects
 
 __all__ = [
     "SINGLE_RECORD_FORMATS",
     "RecordFormat",
+    "RecordParser",
     "WriteFormat",
     "WriteReport",
     "detect_format",
@@ -50,31 +54,7 @@ __all__ = [
     "write_records",
 ]
 
-RecordFormat = Literal["auto", "prmkit", "prm800k", "math-shepherd", "math-aps", "trl", "openr"]
 WriteFormat = Literal["prmkit", "prm800k", "math-shepherd", "math-aps", "math-aps-tree", "trl"]
-
-SINGLE_RECORD_FORMATS = ("prmkit", "math-shepherd", "trl", "openr")
-"""Formats in which a JSON object holds exactly one record."""
-
-
-def detect_format(record: Mapping[str, Any], where: str = "record") -> str:
-    """Name of the format that a file's first JSON object is in. DataError when it is none of them."""
-    if "steps" in record and "values" in record:
-        return "prmkit"
-    if isinstance(record.get("label"), Mapping) and "steps" in record["label"]:
-        return "prm800k"
-    if isinstance(record.get("input"), str) and isinstance(record.get("label"), str):
-        return "math-shepherd"
-    if "reasoning_steps" in record:
-        return "math-aps"
-    if "completions" in record and "labels" in record:
-        return "trl"
-    if "process" in record and ("label" in record or "labels" in record):
-        return "openr"
-    raise DataError(
-        f"{where}: fields {sorted(record)} are no known format of step labels; known: "
-        f"{', '.join(get_args(RecordFormat)[1:])}"
-    )
 
 
 def parse_records(record: Mapping[str, Any], format: str, where: str) -> list[StepLabels]:
@@ -85,24 +65,29 @@ def parse_records(record: Mapping[str, Any], format: str, where: str) -> list[St
         DataError: the object does not fit the format; `where` (file:line) starts the message.
     """
     _check_format(format)
-    return _PARSERS[detect_format(record, where) if format == "auto" else format](record, where)
+    return RecordParser(format)(record, where)
 
 
 def load_records(
-    paths: str | Path | Sequence[str | Path], format: str = "auto", on_line: Callable[[], None] | None = None
+    paths: str | Path | Sequence[str | Path],
+    format: str = "auto",
+    on_line: Callable[[], None] | None = None,
+    malformed: int = 0,
 ) -> Iterator[StepLabels]:
     """Records of one or several files, in order.
 
     Args:
-        paths: a file, a folder (its `*.jsonl` files), a glob pattern, or a list of those.
+        paths: a file, a folder (its `*.jsonl` files), a glob pattern, or a list of those. A file holds JSON lines, a
+            list, or objects one after another.
         format: see RecordFormat; "auto" looks at each file's first object.
-        on_line: called behind every line that was read.
+        on_line: called after every object that was read.
+        malformed: objects at most that may be left out because they do not fit the format, each with a warning.
 
     Raises:
         DataError: missing file, malformed line, or an object that does not fit; the message starts with `file:line`.
     """
     _check_format(format)
-    return _records_of(expand_paths(paths), format, on_line or (lambda: None))
+    return _records_of(expand_paths(paths), format, on_line or (lambda: None), RecordParser(format, malformed))
 
 
 def read_prm800k(path: str | Path, neutral: float = 1.0) -> Iterator[StepLabels]:
@@ -224,47 +209,26 @@ def _check_format(format: str) -> None:
         raise ConfigError("format", format, " | ".join(get_args(RecordFormat)))
 
 
-def _records_of(files: Iterable[Path], format: str, on_line: Callable[[], None]) -> Iterator[StepLabels]:
+def _records_of(
+    files: Iterable[Path], format: str, on_line: Callable[[], None], parse: RecordParser
+) -> Iterator[StepLabels]:
     for file in files:
-        known = format
-        for where, record in _numbered(file):
-            known = detect_format(record, where) if known == "auto" else known
-            yield from _PARSERS[known](record, where)
+        parse.next_source(format)
+        for where, record in read_objects(file):
+            yield from parse(record, where)
             on_line()
 
 
 def _records_with(parse: Callable[[Mapping[str, Any], str], list[StepLabels]], file: Path) -> Iterator[StepLabels]:
-    for where, record in _numbered(file):
-        yield from parse(record, where)
-
-
-def _numbered(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of a JSON-lines file; blank lines are skipped."""
-    if not file.is_file():
-        raise DataError(f"{file}: no such file")
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                where = f"{file}:{number}"
-                yield where, parse_json_line(line, where)
-
-
-def _parse_own(record: Mapping[str, Any], where: str) -> list[StepLabels]:
-    return [StepLabels.from_json(record, where)]
+    for where, record in read_objects(file):
+        with located(where):
+            records = parse(record, where)
+        yield from records
 
 
 def _own_lines(records: Iterable[StepLabels], _tally: Tally) -> Iterator[dict[str, Any]]:
     return (record.to_json() for record in records)
 
-
-_PARSERS: dict[str, Callable[[Mapping[str, Any], str], list[StepLabels]]] = {
-    "prmkit": _parse_own,
-    "prm800k": prm800k.parse,
-    "math-shepherd": math_shepherd.parse,
-    "math-aps": math_aps.parse,
-    "trl": stepwise.parse_trl,
-    "openr": stepwise.parse_openr,
-}
 
 _WRITERS: dict[str, Callable[[Iterable[StepLabels], Tally], Iterator[dict[str, Any]]]] = {
     "prmkit": _own_lines,

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
-from prmkit.annotation.formats.fields import fraction, get
+from prmkit.annotation.formats.fields import fraction, get, optional_text
 from prmkit.annotation.formats.tally import Tally
 from prmkit.annotation.records import StepLabels, question_id
 from prmkit.errors import DataError
+from prmkit.json_objects import shown
 
 __all__ = ["flat_lines", "parse", "tree_lines"]
 
@@ -28,13 +29,13 @@ def parse(record: Mapping[str, Any], where: str) -> list[StepLabels]:
     elif isinstance(nodes, dict):
         paths = _tree_paths(nodes, f"{where}: reasoning_steps")
     else:
-        raise DataError(f"{where}: reasoning_steps: got {nodes!r}; accepted: a list of prefixes, or a tree")
-    answer = record.get("final_answer")
+        raise DataError(f"{where}: reasoning_steps: got {shown(nodes)}; accepted: a list of prefixes, or a tree")
+    answer = optional_text(record, "final_answer", where)
     return [
         StepLabels(
             problem_id=question_id(question),
             question=question,
-            answer=None if answer is None else str(answer),
+            answer=answer,
             steps=tuple(text for text, _ in path),
             values=tuple(value for _, value in path),
             rollouts=(0,) * len(path),
@@ -81,16 +82,22 @@ def _flat_paths(question: str, nodes: list[Any], where: str) -> Iterator[Path]:
 def _tree_paths(root: Mapping[str, Any], where: str) -> Iterator[Path]:
     """Paths from below the root, whose text is the question, to every leaf, depth first."""
     stack: list[tuple[Any, Path, str]] = []
-    for number, child in enumerate(root.get("children") or []):
+    for number, child in enumerate(_children(root, where)):
         stack.insert(0, (child, [], f"{where}.children[{number}]"))
     while stack:
         node, above, place = stack.pop()
         step = get(node, "text", str, place).strip()
         path = [*above, (step, fraction(node.get("mc_value"), f"{place}.mc_value"))] if step else above
-        children = node.get("children") or []
+        children = _children(node, place)
         if not children and path:
             yield path
         stack += [(child, path, f"{place}.children[{number}]") for number, child in enumerate(children)][::-1]
+
+
+def _children(node: Mapping[str, Any], where: str) -> list[Any]:
+    """A node's children; null and missing are none."""
+    found: list[Any] = [] if node.get("children") is None else get(node, "children", list, where)
+    return found
 
 
 # -- writing --------------------------------------------------------------------------------------------------------

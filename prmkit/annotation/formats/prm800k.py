@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from prmkit.annotation.formats.fields import get
+from prmkit.annotation.formats.fields import get, optional_text
 from prmkit.annotation.formats.tally import Rated, Tally
 from prmkit.annotation.records import StepLabels, question_id
 from prmkit.errors import DataError
+from prmkit.json_objects import shown
 
 __all__ = ["lines", "parse"]
 
@@ -20,7 +21,7 @@ def parse(record: Mapping[str, Any], where: str, neutral: float = 1.0) -> list[S
     question = get(record, "question", dict, where)
     label = get(record, "label", dict, where)
     problem = get(question, "problem", str, f"{where}: question")
-    answer = question.get("ground_truth_answer")
+    answer = optional_text(question, "ground_truth_answer", f"{where}: question")
     levels = get(label, "steps", list, f"{where}: label")
     path: list[Step] = []
     rows: list[StepLabels] = []
@@ -28,11 +29,12 @@ def parse(record: Mapping[str, Any], where: str, neutral: float = 1.0) -> list[S
         place = f"{where}: label.steps[{number}]"
         alternatives = [
             _rated(completion, f"{place}.completions[{index}]", neutral)
-            for index, completion in enumerate(level.get("completions") or [])
+            for index, completion in enumerate(_completions(level, place))
         ]
         chosen = level.get("chosen_completion")
-        if chosen is not None and not (isinstance(chosen, int) and 0 <= chosen < len(alternatives)):
-            raise DataError(f"{place}.chosen_completion: got {chosen!r}; accepted: null or 0..{len(alternatives) - 1}")
+        if chosen is not None and not (type(chosen) is int and 0 <= chosen < len(alternatives)):
+            last = len(alternatives) - 1
+            raise DataError(f"{place}.chosen_completion: got {shown(chosen)}; accepted: null or 0..{last}")
         solved = label.get("finish_reason") == "solution" and number == len(levels) - 1
         for index, alternative in enumerate(alternatives):
             steps, values = zip(*path, alternative, strict=True)
@@ -58,13 +60,21 @@ def parse(record: Mapping[str, Any], where: str, neutral: float = 1.0) -> list[S
     return rows
 
 
+def _completions(level: Any, where: str) -> list[Any]:
+    """What was rated at a level; null and missing are none."""
+    if isinstance(level, Mapping) and level.get("completions") is None:
+        return []
+    found: list[Any] = get(level, "completions", list, where)
+    return found
+
+
 def _rated(completion: Any, where: str, neutral: float) -> Step:
     """(text, value) of one completion."""
     text = get(completion, "text", str, where)
     rating = completion.get("rating")
     values = {None: None, -1: 0.0, 0: neutral, 1: 1.0}
-    if isinstance(rating, bool) or rating not in values:
-        raise DataError(f"{where}.rating: got {rating!r}; accepted: -1, 0, 1 or null")
+    if not (rating is None or type(rating) is int) or rating not in values:
+        raise DataError(f"{where}.rating: got {shown(rating)}; accepted: -1, 0, 1 or null")
     return text, values[rating]
 
 

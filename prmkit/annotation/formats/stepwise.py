@@ -1,59 +1,72 @@
-"""Flat formats of published training sets: TRL's stepwise supervision, and the files that OpenR trains on."""
+"""Formats with a field for steps and one for labels: TRL's stepwise supervision, chains of thought, the texts with
+`<extra_0>` of Qwen's PRMs; and the files that OpenR trains on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prmkit.annotation.formats.fields import fraction, get, strip_numbers
+from prmkit.annotation.formats.fields import get, label_values, strip_numbers, texts
 from prmkit.annotation.formats.tally import Tally
 from prmkit.annotation.records import StepLabels, question_id
 from prmkit.errors import DataError
+from prmkit.json_objects import shown
 
-__all__ = ["lines", "parse_openr", "parse_trl"]
+__all__ = ["lines", "parse_chain_of_thoughts", "parse_extra_0", "parse_openr", "parse_trl"]
 
 _OPENR_TAGS = ("\n\n\n\n\n", "ки")
 
 
 def parse_trl(record: Mapping[str, Any], where: str) -> list[StepLabels]:
-    """`prompt`, `completions` (texts) and `labels` (booleans, or numbers in [0, 1]): one record.
+    """`prompt` (a text, or a conversation of one turn), `completions` and `labels`: one record.
 
     "Step i:" is taken off where every step begins so (`trl-lib/math_shepherd`).
     """
-    steps = get(record, "completions", list, where)
-    for number, step in enumerate(steps):
-        if not isinstance(step, str):
-            raise DataError(f"{where}: completions[{number}]: got {step!r}; accepted: a string")
-    values = _values(get(record, "labels", list, where), f"{where}: labels")
-    return [_record(get(record, "prompt", str, where), strip_numbers(steps), values, "trl", where)]
+    question = _asked(record["prompt"], where) if isinstance(record.get("prompt"), list) else None
+    question = get(record, "prompt", str, where) if question is None else question
+    return _listed(record, question, "completions", "trl", where)
+
+
+def parse_chain_of_thoughts(record: Mapping[str, Any], where: str) -> list[StepLabels]:
+    """`question`, `chain_of_thoughts` and `labels` (1 and -1): one record."""
+    return _listed(record, get(record, "question", str, where), "chain_of_thoughts", "chain-of-thoughts", where)
+
+
+def parse_extra_0(record: Mapping[str, Any], where: str) -> list[StepLabels]:
+    """`query`, `response` (a list of steps) and `labels`: one record. Any `text` with the tags is not read."""
+    return _listed(record, get(record, "query", str, where), "response", "extra-0", where)
 
 
 def parse_openr(record: Mapping[str, Any], where: str) -> list[StepLabels]:
-    """`question`, `process` with a tag behind every step, and one `label` a tag: "+" or "-", or a number in [0, 1]."""
+    """`question`, `process` with a tag after every step, and `label` or `labels`: one a tag, or one alone."""
     process = get(record, "process", str, where)
     tag = next((tag for tag in _OPENR_TAGS if tag in process), None)
     if tag is None:
-        raise DataError(f"{where}: process: got no step tag; accepted: text with 'ки' or five newlines behind a step")
+        raise DataError(f"{where}: process: got no step tag; accepted: text with 'ки' or five newlines after a step")
     pieces = process.split(tag)
     if not pieces[-1].strip():
         pieces.pop()
-    signs = {"+": 1.0, "-": 0.0}
     name = "label" if "label" in record else "labels"
-    labels = [signs.get(label, label) if isinstance(label, str) else label for label in get(record, name, list, where)]
-    values = _values(labels, f"{where}: {name}")
-    return [_record(get(record, "question", str, where), strip_numbers(pieces), values, "openr", where)]
+    values = label_values(record.get(name), len(pieces), f"{where}: {name}")
+    return [_record(get(record, "question", str, where), strip_numbers(pieces), values, "openr")]
 
 
-def _values(labels: Sequence[Any], where: str) -> list[float | None]:
-    return [
-        None if label is None else fraction(int(label) if isinstance(label, bool) else label, f"{where}[{number}]")
-        for number, label in enumerate(labels)
-    ]
+def _asked(conversation: list[Any], where: str) -> str:
+    """The question of a conversation that has one turn; a system message before it is left out."""
+    turns = [turn for turn in conversation if not (isinstance(turn, Mapping) and turn.get("role") == "system")]
+    if len(turns) != 1 or not isinstance(turns[0], Mapping) or turns[0].get("role") != "user":
+        raise DataError(f"{where}: prompt: got {shown(conversation)}; accepted: a text, or one message of role user")
+    content: str = get(turns[0], "content", str, f"{where}: prompt")
+    return content
 
 
-def _record(question: str, steps: Sequence[str], values: Sequence[float | None], source: str, where: str) -> StepLabels:
-    if len(steps) != len(values):
-        raise DataError(f"{where}: got {len(values)} labels for {len(steps)} steps; accepted: one a step")
+def _listed(record: Mapping[str, Any], question: str, steps_field: str, source: str, where: str) -> list[StepLabels]:
+    steps = texts(record, steps_field, where)
+    values = label_values(record.get("labels"), len(steps), f"{where}: labels")
+    return [_record(question, strip_numbers(steps), values, source)]
+
+
+def _record(question: str, steps: Sequence[str], values: Sequence[float | None], source: str) -> StepLabels:
     return StepLabels(
         problem_id=question_id(question),
         question=question.strip(),

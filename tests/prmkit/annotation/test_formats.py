@@ -141,7 +141,7 @@ def test_math_shepherd_prefix_kept_on_demand_and_unlabelled_end(write):
     [
         ({"input": "Q Step 1: a ки", "label": "Q Step 1: b +"}, r":1: label: differs from input at character 0"),
         ({"input": "Q Step 1: a ки", "label": "Q Step 1: a ки"}, r"label: differs from input"),
-        ({"input": "Q a ки", "label": "Q a +"}, r"no 'Step 1:' before the first 'ки'"),
+        ({"input": "Q a ки", "label": "Q a +"}, r"no 'Step 1:' before the first label"),
         ({"input": "Q Step 1: a", "label": "Q Step 1: a"}, r"input: got no 'ки'"),
     ],
 )

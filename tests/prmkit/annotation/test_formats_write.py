@@ -276,8 +276,11 @@ def test_openr_rows(tag, labels):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"prompt": "Q", "completions": ["a"], "labels": []}, "x:1: got 0 labels for 1 steps; accepted: one a step"),
-        ({"prompt": "Q", "completions": ["a"], "labels": ["+"]}, r"x:1: labels\[0\]: got '\+'; accepted: a number"),
+        (
+            {"prompt": "Q", "completions": ["a"], "labels": []},
+            "x:1: labels: got 0 labels for 1 steps; accepted: one a step",
+        ),
+        ({"prompt": "Q", "completions": ["a"], "labels": [2]}, r"x:1: labels\[0\]: got 2; accepted: a number"),
         ({"prompt": "Q", "completions": [1], "labels": [1]}, r"x:1: completions\[0\]: got 1; accepted: a string"),
         ({"prompt": 1, "completions": ["a"], "labels": [1]}, "x:1: prompt: got 1; accepted: a string"),
         ({"question": "Q", "process": "a", "label": []}, "x:1: process: got no step tag"),

@@ -344,5 +344,5 @@ def test_bad_rows_and_parameters_are_refused(tmp_path):
         assert old == SearchRow.from_json(good, "f:3"), "older rows have no tree, and name no method"
     with pytest.raises(DataError, match="f:3: schema 9"):
         SearchRow.from_json(good | {"schema": 9}, "f:3")
-    with pytest.raises(DataError, match=r"f:3: not a search row: KeyError\('traces'\)"):
+    with pytest.raises(DataError, match=r"f:3: not a search row \(KeyError: 'traces'\)"):
         SearchRow.from_json({k: v for k, v in good.items() if k != "traces"}, "f:3")

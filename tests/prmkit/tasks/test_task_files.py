@@ -87,7 +87,7 @@ def test_a_folder_has_a_split_for_every_file(tmp_path):
         ([{"question": "a"}], {}, r"test\.jsonl:1: no field 'answer'; the record has: question"),
         ([{"question": "a", "answer": ""}], {}, r"test\.jsonl:1: the answer .* is empty"),
         ([{"question": " ", "answer": "1"}], {}, r"test\.jsonl:1: the question .* is empty"),
-        ([{"question": "a", "answer": [1]}], {}, r"test\.jsonl:1: field 'answer' must be a text or a number, got list"),
+        ([{"question": "a", "answer": [1]}], {}, r"test\.jsonl:1: field 'answer' must be a text or a number, got \["),
         (
             [{"question": "a", "answer": "1", "id": 1}] * 2,
             {"id_field": "id"},
@@ -111,7 +111,7 @@ def test_bad_places(tmp_path):
         get_task("math500", str(tmp_path / "missing.jsonl")).problems("test")
     with pytest.raises(DataError, match="field 'examples'"):
         get_task("bbh", str(tmp_path / "bad.json")).problems("test")
-    with pytest.raises(DataError, match="expected a list of objects"):
+    with pytest.raises(DataError, match=r"bad\.json:1: no field 'problem'; the record has: cases"):
         get_task("math", str(tmp_path / "bad.json")).problems("train")
     with pytest.raises(DataError, match="cannot load this dataset"):
         get_task("hub", str(tmp_path / "missing")).problems("test")
