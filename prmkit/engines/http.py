@@ -126,7 +126,14 @@ class HTTPEngine(OverHTTP):
         text = None
         if self._config.prompts == "text":
             text = str(self._format.tokenizer.decode(list(request.prompt_ids), skip_special_tokens=False))
-        return ask_for(request, served.model, context=served.context, logprobs=self._logprobs, text=text)
+        return ask_for(
+            request,
+            served.model,
+            ends=self._format.end_ids,
+            context=served.context,
+            logprobs=self._logprobs,
+            text=text,
+        )
 
     async def _sample(self, asked: Asked) -> list[tuple[Sampled, str]]:
         """Samples, each with the address of the endpoint that gave it."""
