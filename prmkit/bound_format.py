@@ -109,6 +109,17 @@ class BoundStepFormat:
         """Ids of a text of the policy inside a sequence: no control tokens, no space put before it by the tokenizer."""
         return self._written.encode(("", text, ""))
 
+    def sampled_ids(self, text: str) -> list[int]:
+        """Ids of a sample that came as text only. The text of a special token is taken for that token, which the policy
+        may sample; ends of sequence are left out."""
+        return [token for token in self._own.encode((text,)) if token not in self.end_ids]
+
+    def keeps_apart(self, token_ids: Sequence[int]) -> bool:
+        """True if the text of ids, tokenised as a server does it, gives no control tokens beyond those in the ids."""
+        text = str(self.tokenizer.decode(list(token_ids), skip_special_tokens=False))
+        again = self.tokenizer.encode(text, add_special_tokens=False)
+        return self._judged.controls_in(again) == self._judged.controls_in(token_ids)
+
     def split_text(self, solution: str) -> tuple[str, ...]:
         """Steps of a solution text: split at the separator, surrounding white space removed, blank steps dropped."""
         parts = (part.strip() for part in solution.split(self.spec.policy.separator))

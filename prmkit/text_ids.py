@@ -85,7 +85,7 @@ class TextEncoder:
         if self._honest(parts, ids):
             return ids
         ids = self._in_pieces(text, self._cuts(parts), first)
-        return ids if self._seen(ids) == self._expected(parts) else self._by_character(parts, first)
+        return ids if self.controls_in(ids) == self._expected(parts) else self._by_character(parts, first)
 
     # -- which control tokens there may be ----------------------------------------------------------------------------
 
@@ -94,12 +94,13 @@ class TextEncoder:
         untrusted = parts[1::2]
         if not any(untrusted):
             return True
-        seen = self._seen(ids)
+        seen = self.controls_in(ids)
         if seen != self._expected(parts):
             return False
         return not seen or self._control_texts is None or not any(map(self._control_texts.search, untrusted))
 
-    def _seen(self, ids: Iterable[int]) -> tuple[int, ...]:
+    def controls_in(self, ids: Iterable[int]) -> tuple[int, ...]:
+        """The control tokens among ids, in order."""
         return tuple(token for token in ids if token in self._controls)
 
     def _expected(self, parts: Parts) -> tuple[int, ...]:
@@ -108,7 +109,7 @@ class TextEncoder:
         if wanted is None:
             if len(self._wanted) >= _TEXTS_KEPT:
                 self._wanted.clear()
-            wanted = self._wanted[trusted] = self._seen(self._plain(_NEUTRAL.join(trusted)))
+            wanted = self._wanted[trusted] = self.controls_in(self._plain(_NEUTRAL.join(trusted)))
         return wanted
 
     # -- untrusted text that holds the text of control tokens ----------------------------------------------------------

@@ -80,6 +80,7 @@ class HTTPEngine(OverHTTP):
         self._format = bound_format
         self._logprobs = logprobs
         self._raw = False
+        self._warned = False
         self._served: Served | None = None
         self.stats = HTTPEngineStats()
         super().__init__(config, self._probe)
@@ -126,6 +127,12 @@ class HTTPEngine(OverHTTP):
         text = None
         if self._config.prompts == "text":
             text = str(self._format.tokenizer.decode(list(request.prompt_ids), skip_special_tokens=False))
+            if not self._warned and not self._format.keeps_apart(request.prompt_ids):
+                self._warned = True
+                logger.warning(
+                    "engine.http.prompts text: a question or step holds the text of a special token, which the server "
+                    "reads as that token. Prompts sent as token ids (engine.http.prompts ids) keep the two apart."
+                )
         return ask_for(
             request,
             served.model,

@@ -285,14 +285,8 @@ def _tokenised(sampled: Sampled, fmt: BoundStepFormat, stop: Sequence[str], wher
             _broken(where, "to say in stop_reason or matched_stop what ended a sample", "neither")
         ended = sampled.stop_reason not in stop
         text += "" if ended else str(sampled.stop_reason)
-    ids = (*fmt.encode_piece(_without_end(text, fmt)), *([fmt.eos_id] if ended else []))
+    ids = (*fmt.sampled_ids(text), *([fmt.eos_id] if ended else []))
     return replace(sampled, token_ids=ids or (fmt.eos_id,), finish=sampled.finish if ids else "stop")
-
-
-def _without_end(text: str, fmt: BoundStepFormat) -> str:
-    """A sample's text without the text of the token that ended it, which some servers show."""
-    shown = [str(fmt.tokenizer.decode([token], skip_special_tokens=False)) for token in sorted(fmt.end_ids)]
-    return next((text.removesuffix(end) for end in shown if end and text.endswith(end)), text)
 
 
 def _broken(where: str, promise: str, got: object, remedy: str = "") -> NoReturn:
