@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from prmkit.ends import end_ids_of, model_end_ids
 from prmkit.models import ModelSource, load_tokenizer
+from prmkit.models.folders import resolve_folder
 from prmkit.models.source import resolve_source
 from prmkit.steps import BoundStepFormat, StepFormat, get_step_format
 
@@ -28,4 +30,11 @@ def bind_format(source: ModelSource, step_format: str | dict[str, Any] | None) -
         spec = StepFormat.load(resolve_source(source))
     else:
         spec = get_step_format("plain")
-    return spec.bind(load_tokenizer(source))
+    return spec.bind(load_tokenizer(source), _ends(source))
+
+
+def _ends(source: ModelSource) -> tuple[int, ...]:
+    """Ids at which samples of a source's model end, by its files or its configuration."""
+    if source.path is not None:
+        return model_end_ids(resolve_folder(source.path, weights=False))
+    return end_ids_of((source.config or {}).get("eos_token_id"), "source.config.eos_token_id")

@@ -101,7 +101,7 @@ class ReasoningEnv(gymnasium.Env[str, str]):
         self._mdp = ReasoningMDP(
             max_steps=max_steps,
             max_tokens=max_tokens,
-            eos_id=None if bound_format is None else bound_format.eos_id,
+            end_ids=() if bound_format is None else bound_format.end_ids,
             is_answer=(lambda text: grader.extract(text) is not None) if answer_ends else None,
             reward=outcome_reward(grader, self._separator) if reward is None else reward,
         )

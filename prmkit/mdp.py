@@ -7,7 +7,7 @@ tokens, an aborted generation). Policies, scorers and graders are no part of it;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -113,14 +113,14 @@ class ReasoningMDP:
         max_steps: steps after which a solution is cut off, at least 1; None sets no limit.
         max_tokens: tokens at which a solution is cut off, at least 1; the step that reaches it is kept whole. None
             sets no limit. With a limit every step must carry token ids.
-        eos_id: a step whose last token is this id ends the solution; None where steps come as text only.
+        end_ids: a step whose last token is one of these ends the solution; none where steps come as text only.
         is_answer: does this step's text state the final answer? None: no step ends a solution by its text.
         reward: reward of a move; None gives 0 everywhere.
     """
 
     max_steps: int | None = None
     max_tokens: int | None = None
-    eos_id: int | None = None
+    end_ids: Collection[int] = ()
     is_answer: Callable[[str], bool] | None = None
     reward: RewardHook | None = None
 
@@ -170,7 +170,7 @@ class ReasoningMDP:
         where = f"problem {state.problem.id}, step {len(state.steps) + 1}"
         if state.end is not None:
             raise DataError(f"{where}: the solution is over ({state.end}); start again from `initial`")
-        at_eos = bool(action.token_ids) and action.token_ids[-1] == self.eos_id
+        at_eos = bool(action.token_ids) and action.token_ids[-1] in self.end_ids
         if action.text.strip():
             if self.max_tokens is not None and not action.token_ids:
                 raise DataError(f"{where}: the step has no token ids, which mdp.max_tokens counts; encode it first")

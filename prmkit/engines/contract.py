@@ -25,7 +25,7 @@ def _broken(promise: str, got: object) -> NoReturn:
 def _inspect(engine: Engine, request: GenerationRequest, completion: Completion) -> None:
     """Promises on a single completion."""
     ids, params = completion.token_ids, request.params
-    eos = engine.format.eos_id
+    ends = engine.format.end_ids
     if not 1 <= len(ids) <= params.max_tokens:
         _broken(f"1 to {params.max_tokens} tokens", ids)
     if len(completion.logprobs) != len(ids) or any(not value <= 1e-6 for value in completion.logprobs):
@@ -34,19 +34,19 @@ def _inspect(engine: Engine, request: GenerationRequest, completion: Completion)
         _broken("text is the decoded tokens", completion.text)
     if completion.weight_version != engine.weight_version:
         _broken("completions carry the weight version", completion.weight_version)
-    if eos in ids[:-1]:
+    if ends.intersection(ids[:-1]):
         _broken("nothing follows the end of sequence", ids)
     before = engine.format.decode(ids[:-1])
     if any(stop in before for stop in params.stop):
         _broken("a sample ends with the token that completes a stop string", completion.text)
     stopped = any(stop in completion.text for stop in params.stop)
     if completion.finish_reason == "stop":
-        if completion.stop_reason is None and ids[-1] != eos:
+        if completion.stop_reason is None and ids[-1] not in ends:
             _broken("a stop without a stop string ends with the end of sequence", completion)
         if completion.stop_reason is not None and completion.stop_reason not in completion.text:
             _broken("text keeps the stop string", completion)
     elif completion.finish_reason == "length":
-        if stopped or ids[-1] == eos or completion.stop_reason is not None:
+        if stopped or ids[-1] in ends or completion.stop_reason is not None:
             _broken("a sample cut by the limit did not stop", completion)
     else:
         _broken("finished samples stop or reach their limit", completion.finish_reason)

@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prmkit.ends import model_end_ids
 from prmkit.engines.config import EngineConfig, HttpConfig
 from prmkit.errors import ConfigError, MissingDependencyError
 from prmkit.steps import StepFormat
@@ -82,7 +83,7 @@ def _open_http(config: EngineConfig, folder: Path, step_format: StepFormat, logp
     from prmkit.engines.http import HTTPEngine
     from prmkit.models.source import read_tokenizer
 
-    return HTTPEngine(config.http, step_format.bind(read_tokenizer(folder)), logprobs=logprobs)
+    return HTTPEngine(config.http, step_format.bind(read_tokenizer(folder), model_end_ids(folder)), logprobs=logprobs)
 
 
 def _open_vllm(config: EngineConfig, folder: Path, step_format: StepFormat, stack: ExitStack, logprobs: bool) -> Engine:
@@ -99,7 +100,7 @@ def _open_vllm(config: EngineConfig, folder: Path, step_format: StepFormat, stac
     card = read_card(folder)
     engine: Any = module.open_vllm_engine(
         folder,
-        step_format.bind(read_tokenizer(folder)),
+        step_format.bind(read_tokenizer(folder), model_end_ids(folder)),
         config.vllm,
         dtype=config.dtype,
         logprobs=logprobs,

@@ -237,7 +237,7 @@ class _Worker:
 
     def reset(self) -> None:
         """See `Worker.reset`."""
-        self._rows = RowBatch(self._decoder, self._max_rows, self._format.eos_id)
+        self._rows = RowBatch(self._decoder, self._max_rows)
         self._owners: list[tuple[_Request, int]] = []  # request and sample index of every row
         self._queue: deque[_Request] = deque()
         self._stop_numbers: dict[tuple[str, ...], int] = {}
@@ -347,9 +347,10 @@ class _Worker:
         if text is None:
             text = self._format.decode(ids)
         stops = request.job.payload.params.stop
-        stop = find_stop(text, stops) if ids[-1] != self._format.eos_id and stops else None
+        ended = ids[-1] in self._format.end_ids
+        stop = None if ended or not stops else find_stop(text, stops)
         reason: FinishReason = "stop"
-        if ids[-1] != self._format.eos_id and stop is None:
+        if not ended and stop is None:
             if len(request.job.payload.prompt_ids) + len(ids) < request.limit:
                 return None
             reason = "length"

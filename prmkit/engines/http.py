@@ -80,6 +80,7 @@ class HTTPEngine(OverHTTP):
         self._format = bound_format
         self._logprobs = logprobs
         self._raw = False
+        self._warned = False
         self._served: Served | None = None
         self.stats = HTTPEngineStats()
         super().__init__(config, self._probe)
@@ -126,7 +127,20 @@ class HTTPEngine(OverHTTP):
         text = None
         if self._config.prompts == "text":
             text = str(self._format.tokenizer.decode(list(request.prompt_ids), skip_special_tokens=False))
-        return ask_for(request, served.model, context=served.context, logprobs=self._logprobs, text=text)
+            if not self._warned and not self._format.keeps_apart(request.prompt_ids):
+                self._warned = True
+                logger.warning(
+                    "engine.http.prompts text: a question or step holds the text of a special token, which the server "
+                    "reads as that token. Prompts sent as token ids (engine.http.prompts ids) keep the two apart."
+                )
+        return ask_for(
+            request,
+            served.model,
+            ends=self._format.end_ids,
+            context=served.context,
+            logprobs=self._logprobs,
+            text=text,
+        )
 
     async def _sample(self, asked: Asked) -> list[tuple[Sampled, str]]:
         """Samples, each with the address of the endpoint that gave it."""

@@ -8,7 +8,7 @@ that ignores a setting once ignores it always.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -72,6 +72,7 @@ def ask_for(
     request: GenerationRequest,
     model: str,
     *,
+    ends: Collection[int],
     context: int | None,
     logprobs: bool,
     text: str | None = None,
@@ -81,6 +82,7 @@ def ask_for(
     Args:
         request: what to generate.
         model: its name on the server.
+        ends: ids that end a sample.
         context: the server's longest sequence; None when it does not tell.
         logprobs: ask for log-probabilities.
         text: the prompt as text, for servers that are not to see ids.
@@ -109,6 +111,7 @@ def ask_for(
         "frequency_penalty": 0.0,
         "skip_special_tokens": False,
         "include_stop_str_in_output": True,
+        "stop_token_ids": sorted(ends),
     }
     if text is None:
         body["return_token_ids"] = True
@@ -254,8 +257,8 @@ def completion_of(
         fmt: the policy's format.
         stop: stop strings of the request.
         where: the endpoint's address, for errors.
-        exact: refuse an end of sequence other than the format's. Otherwise such an end, of which models may have
-            several, is given as the format's own, so that everybody sees one end.
+        exact: refuse an end of sequence that the format does not know. Otherwise such an end, which a server may have
+            from its own files, is given as the format's own.
         weight_version: stamped on the completion.
 
     Raises:
@@ -265,22 +268,23 @@ def completion_of(
         sampled = _tokenised(sampled, fmt, stop, where)
     ids = sampled.token_ids or ()
     text = fmt.decode(ids)
-    found = find_stop(text, stop) if stop and ids[-1] != fmt.eos_id else None
+    found = find_stop(text, stop) if stop and ids[-1] not in fmt.end_ids else None
     if found is not None and sampled.finish == "stop" and _ends_with(ids, text, found, fmt):
         return Completion(ids, sampled.logprobs, text, "stop", found, weight_version)
     if any(string in text for string in stop):
         _broken(where, f"samples that end at the stop strings {list(stop)}", text)
-    if fmt.eos_id in ids[:-1]:
-        _broken(where, f"nothing behind the end of sequence {fmt.eos_id}", list(ids))
+    if fmt.end_ids.intersection(ids[:-1]):
+        remedy = "A server that ignores stop_token_ids must know these ends from the model's own files."
+        _broken(where, f"nothing behind the ends of sequence {sorted(fmt.end_ids)}", list(ids), remedy)
     if sampled.finish == "length":
-        if ids[-1] == fmt.eos_id:  # at the last place allowed both are true; ours says that it ended
+        if ids[-1] in fmt.end_ids:  # at the last place allowed both are true; ours says that it ended
             return Completion(ids, sampled.logprobs, text, "stop", None, weight_version)
         return Completion(ids, sampled.logprobs, text, "length", None, weight_version)
-    if ids[-1] != fmt.eos_id:
+    if ids[-1] not in fmt.end_ids:
         if exact or sampled.stop_reason != ids[-1]:
             _broken(
                 where,
-                f"samples that end with the end of sequence {fmt.eos_id} or a stop string",
+                f"samples that end with an end of sequence {sorted(fmt.end_ids)} or a stop string",
                 f"an end with token {ids[-1]} (stop_reason {sampled.stop_reason!r})",
                 "Start vLLM with --generation-config vllm, which leaves out the model's further ends of sequence.",
             )
@@ -302,7 +306,7 @@ def _tokenised(sampled: Sampled, fmt: BoundStepFormat, stop: Sequence[str], wher
             _broken(where, "to say in stop_reason or matched_stop what ended a sample", "neither")
         ended = sampled.stop_reason not in stop
         text += "" if ended else str(sampled.stop_reason)
-    ids = (*(token for token in fmt.encode_piece(text) if token != fmt.eos_id), *([fmt.eos_id] if ended else []))
+    ids = (*fmt.sampled_ids(text), *([fmt.eos_id] if ended else []))
     return replace(sampled, token_ids=ids or (fmt.eos_id,), finish=sampled.finish if ids else "stop")
 
 

@@ -72,12 +72,10 @@ class RowBatch:
     Args:
         decoder: computes hidden states.
         max_rows: rows at most.
-        eos_id: the token that always ends a row.
     """
 
-    def __init__(self, decoder: Decoder, max_rows: int, eos_id: int) -> None:
+    def __init__(self, decoder: Decoder, max_rows: int) -> None:
         self._decoder = decoder
-        self._eos_id = eos_id
         self.max_rows = max_rows
         self.used = 0
         self.computed = 0
@@ -109,7 +107,7 @@ class RowBatch:
         return self.max_rows - self.used
 
     def set_stops(self, table: Sequence[Sequence[bool]]) -> None:
-        """Which tokens may complete a stop string: one row of V flags for every set of stop strings in use."""
+        """Which tokens may end a sample: one row of V flags for every set of stop strings in use."""
         self._may_stop = torch.tensor(table, dtype=torch.bool, device=self._decoder.spec.device)
 
     def admit(self, rows: Sequence[NewRow]) -> None:
@@ -170,7 +168,7 @@ class RowBatch:
         self._tokens.view(-1).index_copy_(0, flat, chosen)
         self._logprobs.view(-1).index_copy_(0, flat, logprobs)
         length += ~done
-        done |= (chosen == self._eos_id) | self._may_stop[self._stops[:n], chosen] | (length >= self._limit[:n])
+        done |= self._may_stop[self._stops[:n], chosen] | (length >= self._limit[:n])
         self.computed += self._lanes.computed
         self._lanes.part(chosen, done, head.weight.shape[0], self._longest)
         self._longest += 1

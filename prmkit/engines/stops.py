@@ -16,7 +16,8 @@ def find_stop(text: str, stops: Sequence[str]) -> str | None:
 
 
 class StopTable:
-    """For every token: may it complete a stop string? Judged by its text alone; a partial character always may.
+    """For every token: may it end a sample? Ends of sequence do; a token may complete a stop string, judged by its text
+    alone; a partial character always may.
 
     Args:
         bound_format: holds the tokenizer.
@@ -30,14 +31,16 @@ class StopTable:
         self._flags: dict[tuple[str, ...], list[bool]] = {}
 
     def flags(self, stops: tuple[str, ...]) -> list[bool]:
-        """[V] flags for a set of stop strings; the end-of-sequence token is never flagged, it always ends a sample."""
+        """[V] flags for a set of stop strings. Ends of sequence are flagged whatever the stop strings."""
         known = self._flags.get(stops)
         if known is None:
             endings = {stop[-1] for stop in stops if stop} | {"\ufffd"}
             known = [any(ending in text for ending in endings) for text in self._token_texts()]
             if not stops:
                 known = [False] * self._vocab_size
-            known[self._format.eos_id] = False
+            for token in self._format.end_ids:
+                if token < self._vocab_size:
+                    known[token] = True
             self._flags[stops] = known
         return known
 

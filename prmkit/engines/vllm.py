@@ -316,8 +316,8 @@ class _Worker:
             top_k=params.top_k,
             max_tokens=min(params.max_tokens, self._context - len(request.prompt_ids)),
             stop=list(params.stop),
-            stop_token_ids=[self._format.eos_id],
-            ignore_eos=True,  # ends at the format's own end of sequence, and at no other that the model's files name
+            stop_token_ids=sorted(self._format.end_ids),
+            ignore_eos=True,  # ends at those alone: they are what the model's files name, and the format's own
             detokenize=bool(params.stop),
             skip_special_tokens=False,
             spaces_between_special_tokens=False,
@@ -354,7 +354,7 @@ class _Worker:
         if len(logprobs) != len(ids) or not all(map(math.isfinite, logprobs)):
             raise RuntimeError(f"vLLM gives log-probabilities that are missing or not finite ({len(ids)} tokens)")
         text = self._format.decode(ids)
-        ended = ids[-1] == self._format.eos_id
+        ended = ids[-1] in self._format.end_ids
         stop = None if ended or not request.params.stop else find_stop(text, request.params.stop)
         reason: FinishReason = "stop" if ended or stop is not None else "length"
         if reason != sample.finish_reason:

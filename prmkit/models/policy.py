@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from prmkit.ends import end_ids_of, model_end_ids
 from prmkit.errors import DataError, StepFormatError
 from prmkit.models.folders import ModelCard, atomic_folder, read_card, resolve_folder, write_card
 from prmkit.models.lora import add_lora, merged_state_dict
@@ -68,18 +70,32 @@ def save_policy(
 ) -> None:
     """Write a policy as a folder that transformers and vLLM read, with its step format; whole or not at all.
 
+    `generation_config.json` names every id that ends a sample: the model's own, and those of the step format.
     Adapters are folded into the written weights; the model itself stays as it is. An existing folder is replaced. Where
     weights are divided among processes it is collective: process 0 writes, and holds all weights on the CPU meanwhile.
     """
-    spec = step_format.spec if isinstance(step_format, BoundStepFormat) else step_format
+    bound = step_format if isinstance(step_format, BoundStepFormat) else step_format.bind(tokenizer)
     state = merged_state_dict(model)
     if not writes(model):
         return
     with atomic_folder(directory) as folder:
         model.save_pretrained(folder, state_dict=state)
         write_tokenizer(tokenizer, folder)
-        spec.save(folder)
+        _write_ends(model, bound, folder)
+        bound.spec.save(folder)
         write_card(folder, ModelCard("policy", weight_version))
+
+
+def _write_ends(model: PreTrainedModel, bound: BoundStepFormat, folder: Path) -> None:
+    config = model.generation_config
+    if config is None:
+        return
+    own = end_ids_of(config.eos_token_id, "generation_config.eos_token_id")
+    ends = list(dict.fromkeys([*own, bound.eos_id, *sorted(bound.end_ids)]))
+    if len(ends) > len(own):
+        written = copy.deepcopy(config)
+        written.eos_token_id = ends if len(ends) > 1 else ends[0]
+        written.save_pretrained(folder)
 
 
 def load_policy(
@@ -110,7 +126,9 @@ def load_policy(
     if device is not None:
         cast(nn.Module, model).to(device)
     card = read_card(folder)
-    return LoadedPolicy(model.eval(), tokenizer, spec.bind(tokenizer), card.weight_version if card else 0)
+    return LoadedPolicy(
+        model.eval(), tokenizer, spec.bind(tokenizer, model_end_ids(folder)), card.weight_version if card else 0
+    )
 
 
 def build_policy(source: ModelSource, tokenizer: Any) -> PreTrainedModel:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
 
+from prmkit.ends import model_end_ids
 from prmkit.losses.prm import log_odds
 from prmkit.models.folders import ModelCard, atomic_folder, resolve_folder, tensor_shapes, write_card
 from prmkit.models.heads import plan_head
@@ -84,7 +85,7 @@ class PRMModel(nn.Module):
         """
         folder = resolve_folder(path)
         spec = step_format if step_format is not None else StepFormat.load(folder)
-        bound = spec.bind(read_tokenizer(folder))
+        bound = spec.bind(read_tokenizer(folder), model_end_ids(folder))
         model = _read(folder, bound, dtype, attn_implementation, seed)
         prm = cls(model, bound).eval()
         return prm if device is None else prm.to(device)

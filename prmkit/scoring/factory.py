@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from prmkit.ends import model_end_ids
 from prmkit.engines.factory import torch_device
 from prmkit.errors import ConfigError
 from prmkit.scoring.config import ScorerConfig
@@ -40,5 +41,7 @@ def open_scorer(
         case "http":
             from prmkit.models.source import read_tokenizer
 
-            return stack.enter_context(HTTPScorer(config.http, step_format.bind(read_tokenizer(folder))))
+            return stack.enter_context(
+                HTTPScorer(config.http, step_format.bind(read_tokenizer(folder), model_end_ids(folder)))
+            )
     raise ConfigError("scorer.kind", config.kind, "hf | http")

@@ -76,6 +76,9 @@ def parse_completions(body: Mapping[str, Any], fmt: BoundStepFormat) -> Completi
     if logprobs not in (None, 0) or logprobs is False:
         _refuse("logprobs", logprobs, "0 (of the sampled tokens) or null")
     flags = [_flag(rest, name) for name in ("return_token_ids", "include_stop_str_in_output")]
+    ends = rest.pop("stop_token_ids", None)
+    if not isinstance(ends, list | None) or not fmt.end_ids.issuperset(ends or ()):
+        _refuse("stop_token_ids", ends, f"ids at which the served policy ends, of {sorted(fmt.end_ids)}")
     rest.pop("skip_special_tokens", None)
     _nothing_else(rest)
     requests = tuple(GenerationRequest(prompt, n, seed, params) for prompt in prompts)

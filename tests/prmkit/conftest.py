@@ -1,14 +1,82 @@
-"""A policy whose every probability is known, over characters: for tests of search, annotation and evaluation."""
+"""A policy whose every probability is known, over characters: for tests of search, annotation and evaluation; and
+small tokenizers made like those of known families."""
 
 import random
 from collections.abc import Callable
 
 import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from prmkit.grading.exact import ExactGrader
 from prmkit.steps import STEP_FORMATS
 from prmkit.tasks.vocabulary import character_tokenizer
 from prmkit.types import Completion, Problem
+
+_CORPUS = [
+    "What is 1+2? Say it.",
+    "First, 1+2 is 3.",
+    "So the answer is 3.",
+    "Step 1: x \n\n\n\n\n Step 2: y ки\n",
+    " + - ки \n\n +-",
+    "system user assistant",
+] * 30
+_QWEN_SPLIT = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CHATML = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nDefault.<|im_end|>\n"
+    "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_LLAMA3 = (
+    "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}"
+    "<|eot_id|>{% endfor %}"
+)
+
+
+def byte_level(
+    specials: list[str], template: str, bos: str | None, eos: str, added: tuple[str, ...] = ()
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes and merges, with special tokens and tokens that are added but not special."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_QWEN_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(_CORPUS, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet))
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    core.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos, bos_token=bos, chat_template=template)
+
+
+@pytest.fixture(scope="session")
+def qwen() -> PreTrainedTokenizerFast:
+    return byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"], _CHATML, None, "<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def llama3() -> PreTrainedTokenizerFast:
+    specials = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    return byte_level(specials, _LLAMA3, "<|begin_of_text|>", "<|eot_id|>")
+
+
+@pytest.fixture(scope="session")
+def sentencepiece() -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Sequence(  # real models keep line ends apart, as byte tokens
+        [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Split("\n", "isolated")]
+    )
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    core.train_from_iterator(_CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():
+    return byte_level
 
 
 class TreePolicy:

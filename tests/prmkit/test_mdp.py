@@ -42,7 +42,7 @@ def test_steps_are_appended_and_states_are_left_alone():
     ],
 )
 def test_ends_in_their_order(action, end):
-    mdp = ReasoningMDP(max_steps=2, max_tokens=5, eos_id=EOS, is_answer=lambda text: text.startswith("="))
+    mdp = ReasoningMDP(max_steps=2, max_tokens=5, end_ids=(EOS,), is_answer=lambda text: text.startswith("="))
     state = mdp.step(mdp.initial(PROBLEM), step("a", 1, 2)).next_state
     after = mdp.step(state, action).next_state
     assert after.end == end
@@ -54,7 +54,7 @@ def test_ends_in_their_order(action, end):
 
 
 def test_a_blank_action_ends_the_solution_and_its_ids_join_the_last_step():
-    mdp = ReasoningMDP(eos_id=EOS)
+    mdp = ReasoningMDP(end_ids=(EOS,))
     state = mdp.step(mdp.initial(PROBLEM), step("a", 1, 2)).next_state
     after = mdp.step(state, step("", 4, EOS)).next_state
     assert after.end == "stop"
@@ -69,7 +69,7 @@ def test_moves_by_hand_and_replay_agree_with_the_splitting_of_ids(text):
     fmt = STEP_FORMATS["plain"].bind(character_tokenizer("ab=2+-\n"))
     ids = (*fmt.encode_piece(text), fmt.eos_id)
     steps = fmt.split_ids(ids)
-    mdp = ReasoningMDP(eos_id=fmt.eos_id)
+    mdp = ReasoningMDP(end_ids=fmt.end_ids)
     episode = mdp.replay(PROBLEM, steps, "stop")
     assert episode.final == State(PROBLEM, steps, "stop")
     assert sum((s.token_ids for s in episode.final.steps), ()) == ids

@@ -1,11 +1,12 @@
 """Token positions of every known PRM family, against each family's own way of building its input."""
 
+import copy
 import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from prmkit.errors import ConfigError, StepFormatError
@@ -13,54 +14,6 @@ from prmkit.steps import STEP_FORMATS, PolicyFormat, PRMFormat, StepFormat, get_
 
 QUESTION = "What is 1+2? Say it."
 STEPS = ["First, 1+2 is 3.", "So the answer is 3."]
-CORPUS = [QUESTION, *STEPS, "Step 1: x \n\n\n\n\n Step 2: y ки\n", " + - ки \n\n +-", "system user assistant"] * 30
-QWEN_SPLIT = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-CHATML = (
-    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nDefault.<|im_end|>\n"
-    "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA3 = (
-    "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}"
-    "<|eot_id|>{% endfor %}"
-)
-
-
-def byte_level(specials: list[str], template: str, bos: str | None, eos: str) -> PreTrainedTokenizerFast:
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet))
-    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos, bos_token=bos, chat_template=template)
-
-
-@pytest.fixture(scope="module")
-def qwen() -> PreTrainedTokenizerFast:
-    return byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"], CHATML, None, "<|im_end|>")
-
-
-@pytest.fixture(scope="module")
-def llama3() -> PreTrainedTokenizerFast:
-    specials = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    return byte_level(specials, LLAMA3, "<|begin_of_text|>", "<|eot_id|>")
-
-
-@pytest.fixture(scope="module")
-def sentencepiece() -> PreTrainedTokenizerFast:
-    core = Tokenizer(models.BPE(unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Sequence(  # real models keep line ends apart, as byte tokens
-        [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Split("\n", "isolated")]
-    )
-    core.decoder = decoders.Metaspace(prepend_scheme="first")
-    core.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"]))
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def tokens_at(tokenizer: PreTrainedTokenizerFast, encoded) -> list[str]:
@@ -98,6 +51,7 @@ def test_rlhflow_reads_the_token_that_predicts_the_label(llama3):
 
 
 def test_skywork_reads_at_the_last_token_of_a_step(qwen):
+    qwen = copy.deepcopy(qwen)
     qwen.bos_token = "<|endoftext|>"
     bound = STEP_FORMATS["skywork"].bind(qwen)
     reference, flags = qwen.encode("<|endoftext|>" + QUESTION + "\n"), []

@@ -43,7 +43,7 @@ def test_only_tokens_that_cannot_complete_a_stop_are_ruled_out():
     assert flags[tokens["\n\n"]]
     assert flags[tokens["x\n"]]
     assert not flags[tokens["x"]]
-    assert not flags[bound.eos_id]
+    assert flags[bound.eos_id]
     assert not any(flags[len(tokenizer) :])
     completing = tokenizer.encode("é", add_special_tokens=False)[-1]  # a lone byte, without a text of its own
     assert flags[completing]
@@ -51,4 +51,6 @@ def test_only_tokens_that_cannot_complete_a_stop_are_ruled_out():
 
 def test_no_stops_flag_nothing():
     spec, tokenizer = byte_level_format()
-    assert not any(StopTable(spec.bind(tokenizer), len(tokenizer)).flags(()))
+    bound = spec.bind(tokenizer, ends=(3, len(tokenizer) + 9))
+    flags = StopTable(bound, len(tokenizer)).flags(())
+    assert [token for token, flag in enumerate(flags) if flag] == sorted({3, bound.eos_id})

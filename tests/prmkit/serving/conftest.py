@@ -180,8 +180,9 @@ def policy_server(make_engine):
     """Makes servers of the tiny policy."""
     running = []
 
-    def make(name="tiny", weights="w0", seed=0, **options):
-        server = LiveServer(ServedModel(name, weights, 3, make_engine(seed)), **options).start()
+    def make(name="tiny", weights="w0", seed=0, engine=None, **options):
+        served = make_engine(seed) if engine is None else engine
+        server = LiveServer(ServedModel(name, weights, 3, served), **options).start()
         running.append(server)
         return server
 
