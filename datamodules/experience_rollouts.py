@@ -34,6 +34,7 @@ from prmkit.scoring.ensemble import PESSIMISMS, EnsembleScorer, Pessimism
 from prmkit.seeding import derive_seed
 from prmkit.steps import BoundStepFormat, StepFormat, get_step_format
 from prmkit.types import Engine, Grader, Problem, SamplingParams, StepScorer
+from prmkit.weights import check_kind
 
 __all__ = ["EngineOptions", "Learner", "PRMSource", "RolloutWorker", "WorkerOptions", "gather"]
 
@@ -130,6 +131,7 @@ class PRMSource:
         """The step format of every PRM, once it is known to mean the same by a step as the policy's.
 
         Raises:
+            ConfigError: a model is a policy.
             DataError: no such model.
             StepFormatError: a PRM was trained on steps that end otherwise than the policy's.
         """
@@ -137,6 +139,7 @@ class PRMSource:
 
     def _checked_format(self, path: str, policy: BoundStepFormat) -> StepFormat:
         folder = resolve_folder(path)
+        check_kind("data.prm.path", path, folder, "prm")
         spec = StepFormat.load(folder) if self.step_format is None else get_step_format(self.step_format)
         theirs, ours = spec.policy.separator, policy.spec.policy.separator
         if theirs != ours:

@@ -80,7 +80,7 @@ class AnnotateConfig:
         shared: work on one output together with other processes that were started alike; they share the folder
             <output>.parts, and the last one puts the output together.
         workers: processes on this machine, at least 1; with more than 1 they share the work as with `shared`.
-        overwrite: begin anew, whatever the output holds.
+        overwrite: begin anew, whatever an earlier run has left in the output.
     """
 
     policy: str
@@ -236,11 +236,21 @@ class _Job:
         trees = path.with_name(f"{path.name}.trees.jsonl") if self.run.method == "omegaprm" else None
         return ChunkedOutput(path, self.settings, overwrite=overwrite, companion=trees)
 
+    def check(self) -> None:
+        """Refuse files of something else in the output's place (ConfigError)."""
+        from prmkit.chunks import meta_path
+        from prmkit.ownership import check_outputs
+
+        path = Path(self.config.output)
+        files = [path, *(path.with_name(f"{path.name}.{end}") for end in ("trees.jsonl", "report.json"))]
+        check_outputs("output", path, files, meta_path(path))
+
 
 def _annotate(job: _Job, load: Any) -> dict[str, Any]:
     from prmkit.annotation.runner import Workers, run_annotation
     from prmkit.cli.progress import ProgressLine
 
+    job.check()
     if job.config.in_company:
         return _annotate_shared(job, load)
     with ExitStack() as stack:

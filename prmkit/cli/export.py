@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from prmkit.errors import ConfigError, DataError, PrmkitError
+from prmkit.ownership import check_folder
+from prmkit.weights import CARD_FILE
 
 __all__ = ["run"]
 
@@ -26,6 +28,7 @@ config.yaml beside or above the checkpoint, or --config FILE. Memory: about twic
 def run(argv: Sequence[str]) -> int:
     """Run `prm export ...`; returns its exit status."""
     values = _parser().parse_args(list(argv) or ["--help"])
+    check_folder("OUT", values.output, CARD_FILE, "model folder")
     from prmkit.cli.exporting import export
 
     report = export(
@@ -97,7 +100,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint file, folder of shards, or run folder")
-    parser.add_argument("output", metavar="OUT", help="folder to write; an existing one is replaced")
+    parser.add_argument(
+        "output",
+        metavar="OUT",
+        help="folder to write; only a model folder of ours is replaced",
+    )
     parser.add_argument("--config", help="config of the run; default: config.yaml beside or above the checkpoint")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: model.source.dtype")
     parser.add_argument("--weight_version", type=int, default=0, help="version to stamp on the weights (default 0)")

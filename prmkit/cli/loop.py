@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
         print_help(parser(), SUMMARY, EXAMPLES)
         return 0
     config = parse(argv)
-    from prmkit.cli.loop_run import Loop
+    from prmkit.cli.loop_run import CONFIG_FILE, SUMMARY_FILE, Loop
     from prmkit.cli.loop_text import summary_text
     from prmkit.cli.pairs_text import plain
     from prmkit.stages import StageRunner
@@ -48,7 +48,8 @@ def run(argv: Sequence[str]) -> int:
     def say(line: str) -> None:
         print(f"== {line}", flush=True)
 
-    with StageRunner(config.run, write=_forward, say=say) as runner:
+    written = [Path(config.run) / name for name in (CONFIG_FILE, SUMMARY_FILE)]
+    with StageRunner(config.run, outputs=written, write=_forward, say=say) as runner:
         results = Loop(config, runner, say).run()
     print(plain(summary_text(results, config)))
     return 0

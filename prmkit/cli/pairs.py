@@ -204,8 +204,11 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 def _lineage(arguments: argparse.Namespace) -> None:
     from prmkit.cli.pairs_text import plain
+    from prmkit.ownership import check_file, mentions
     from registry.lineage import draw_lineage, lineage_text
 
+    if arguments.picture is not None:
+        check_file("--picture", arguments.picture, mentions(b"atplotlib"), "picture that prmkit drew")
     tree = _open(arguments).lineage(arguments.ref)
     print(plain(lineage_text(tree)))
     if arguments.picture is not None:
@@ -260,8 +263,11 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _promote(arguments: argparse.Namespace) -> None:
     from prmkit.io import write_json
+    from prmkit.ownership import check_file, json_has
     from registry.errors import GateRefusedError
 
+    if arguments.report is not None:
+        check_file("--report", arguments.report, json_has("ref", "alias", "promoted"), "report of prm pairs promote")
     reasons: list[str] = []
     try:
         move = _open(arguments).promote(arguments.ref, arguments.alias, force=arguments.force, reason=arguments.reason)

@@ -24,6 +24,7 @@ from prmkit.cli.fit import TERMINATED
 from prmkit.cli.overrides import parse_arguments
 from prmkit.cli.parsing import user_errors
 from prmkit.errors import ConfigError, PrmkitError
+from prmkit.ownership import begins_with, check_file
 
 __all__ = ["PrmCLI", "checkpoint_path", "run_trainer"]
 
@@ -66,7 +67,7 @@ class PrmCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             # only a fit owns the run folder's config.yaml; a resumed one writes it again
-            save_config_callback=SaveConfigCallback if command == "fit" else None,
+            save_config_callback=SavedConfig if command == "fit" else None,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_kwargs={
@@ -122,6 +123,17 @@ class PrmCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+
+class SavedConfig(SaveConfigCallback):
+    """Writes the run folder's config.yaml over one that a run has written, and over no other."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = trainer.log_dir
+        if folder is not None and "://" not in folder:
+            ours = begins_with(b"# lightning.pytorch==")
+            check_file("trainer.default_root_dir", Path(folder) / "config.yaml", ours, "config that a run has saved")
+        super().setup(trainer, pl_module, stage)
 
 
 def checkpoint_path(cli: PrmCLI) -> str | None:

@@ -1,6 +1,6 @@
 """Models: the policy and the process reward model, where they come from, and the folders they live in."""
 
-from prmkit.models.folders import ModelCard, atomic_folder, read_card, resolve_folder
+from prmkit.models.folders import ModelCard, atomic_folder, check_target, read_card, resolve_folder
 from prmkit.models.lora import LoraSpec, merged_state_dict
 from prmkit.models.policy import LoadedPolicy, build_policy, checked_lm_head, hidden_states, load_policy, save_policy
 from prmkit.models.prefix_forest import PrefixForest, forest_states, plant_forest
@@ -18,6 +18,7 @@ __all__ = [
     "atomic_folder",
     "build_policy",
     "build_prm",
+    "check_target",
     "checked_lm_head",
     "forest_states",
     "hidden_states",
