@@ -16,8 +16,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import numpy as np
-
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import read_json
 
@@ -174,7 +172,7 @@ def read_header(file: BinaryIO, size: int, where: str) -> dict[str, StoredTensor
             for name, entry in header.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise DataError(f"{where}: its safetensors header is cut off or damaged. {_CURE}") from None
+        raise DataError(f"{where}: not a safetensors file: its header is cut off or damaged. {_CURE}") from None
     end = 0
     tensors = dict(sorted(tensors.items(), key=lambda item: item[1].begin))
     for name, tensor in tensors.items():
@@ -268,6 +266,8 @@ def not_finite(file: BinaryIO, tensors: Mapping[str, StoredTensor]) -> str | Non
 def _all_finite(data: bytes, dtype: str) -> bool:
     if dtype not in _NOT_FINITE:
         return True
+    import numpy as np
+
     unsigned, bits = _NOT_FINITE[dtype]
     numbers = np.frombuffer(data, unsigned)
     return not bool(((numbers & bits) == bits).any())
