@@ -139,12 +139,17 @@ def prepare_training(model: PreTrainedModel, source: ModelSource, head: nn.Modul
     """
     if source.lora is not None:
         model.requires_grad_(False)
-        add_lora(model.base_model, source.lora, source.seed)
+        add_lora(model.base_model, source.lora, source.seed, tied=_is_tied(model))
         if head is not None:
             head.requires_grad_(True)
     if source.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    output = model.get_output_embeddings()
+    return output is not None and output.weight is model.get_input_embeddings().weight
 
 
 def read_model(

@@ -151,7 +151,7 @@ def test_search_with_policy_and_prm_on_servers(memorised_policy, memorised_prm, 
         (["--endpoint", "localhost:8000"], "http.endpoints: got 'localhost:8000'"),
         (["--endpoint", "URL"], "http.model: got None; accepted: one of writer | judge"),
         (["--endpoint", "URL", "--model", "large"], "http.model: got 'large'; accepted: one of writer | judge"),
-        (["--endpoint", "URL", "--model", "judge"], "this server has writer, judge"),
+        (["--endpoint", "URL", "--model", "judge"], "that of 'judge' there "),
         (["--endpoint", "URL", "--engine.http.concurrency", "0"], "http.concurrency: got 0"),
     ],
 )
