@@ -23,6 +23,7 @@ from datamodules.experience_ahead import Sampled, SamplingAhead, check_ahead, ti
 from datamodules.experience_records import EvalBatch, Experience, Sums, make_experience
 from datamodules.prompts import PromptStream
 from datamodules.rollout_engines import EngineOptions, RolloutEngine, open_rollout_engine
+from datamodules.rollout_signs import RolloutSigns
 from prmkit.engines import HFEngine
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.losses import world_size
@@ -196,6 +197,7 @@ class RolloutWorker:
         options: WorkerOptions,
     ) -> None:
         self._learner, self._precision, self._options = learner, precision, options
+        self._signs = RolloutSigns(learner.bound_format, grader)
         self._resources = ExitStack()
         if isinstance(grader, AbstractContextManager):
             self._resources.enter_context(grader)
@@ -249,6 +251,7 @@ class RolloutWorker:
         if self.ahead is not None and not last:
             self.ahead.begin(position, version)
         self.rollouts = [rollout for group in groups for rollout in group]
+        self._signs.look([rollout for group in drawn for rollout in group])
         sums = rollout_sums(rollout for group in drawn for rollout in group)
         sums["dropped"] = (float(len(drawn) - len(groups)), len(drawn))
         tokens = sum(len(rollout.token_ids) for group in drawn for rollout in group)

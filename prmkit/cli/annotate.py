@@ -27,7 +27,7 @@ from prmkit.cli.options import (
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError, DataError
-from prmkit.types import Problem, SamplingParams, Task, Usage, VerifiableTask
+from prmkit.types import Engine, Problem, SamplingParams, Task, Usage, VerifiableTask
 
 if TYPE_CHECKING:
     from prmkit.annotation.runner import AnnotationRun
@@ -192,7 +192,7 @@ def run(argv: list[str]) -> int:
         method, params, config.policy_name or config.policy, config.in_flight, config.chunk, candidates
     )
     job = _Job(config, annotation, settings, task, problems, tuple(argv))
-    state = _annotate(job, lambda stack: load_engine(folder, step_format, engine, stack))
+    state = _annotate(job, lambda stack: _looked_at(load_engine(folder, step_format, engine, stack), problems))
     _report(job, state, getattr(params, "threshold", 0.0))
     return 0
 
@@ -314,6 +314,7 @@ def _report(job: _Job, state: dict[str, Any], threshold: float) -> None:
     report = {**describe_labels(records, threshold, truth), **{f.name: state[f.name] for f in fields(_Spent)}}
     write_json(f"{output}.report.json", report)
     counts, usage = AnnotationCounts(**state["counts"]), Usage(**state["usage"])
+    _warn_of_samples(job, counts)
     console = Console(highlight=False)
     print(
         f"{output}: {counts.records} solutions of {counts.problems} problems, {counts.labels} labelled prefixes; "
@@ -329,6 +330,22 @@ def _report(job: _Job, state: dict[str, Any], threshold: float) -> None:
             f"{first['error']}",
             file=sys.stderr,
         )
+
+
+def _looked_at(engine: Engine, problems: list[Problem]) -> Engine:
+    """The engine itself, after a warning when its policy cannot read the problems."""
+    from prmkit.legibility import prompt_signs, warn_of
+
+    warn_of("policy", prompt_signs(engine.format, problems))
+    return engine
+
+
+def _warn_of_samples(job: _Job, counts: AnnotationCounts) -> None:
+    from prmkit.legibility import Signs, warn_of
+
+    given = job.config.candidates is not None  # those solutions were not sampled here
+    samples = counts.rollouts if given else counts.solutions
+    warn_of("policy", Signs(samples=samples, cut_off=0 if given else counts.cut_off, answered=counts.answered))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from prmkit.evaluation.budgets import (
     share_sampling,
 )
 from prmkit.evaluation.summary import check_headline
+from prmkit.legibility import prompt_signs, warn_of
 from prmkit.ownership import check_outputs
 from prmkit.scoring.ensemble import EnsembleScorer, Pessimism
 from prmkit.search.best_of_n import BestOfNParams, CoTParams
@@ -419,6 +420,8 @@ def _scorer(job: SearchJob, stack: ExitStack) -> StepScorer | None:
     """The PRM, or several as one."""
     found = [entry for name, entry in job.models.items() if name.partition(".")[0] == "prm"]
     loaded = [load_scorer(*entry, job.values["scorer"], stack, job.values["engine"].device) for entry in found]
+    for scorer in loaded:
+        warn_of("PRM", prompt_signs(scorer.format, job.problems, prm=True))
     if len(loaded) > 1:
         return EnsembleScorer(loaded, job.config.pessimism)
     return loaded[0] if loaded else None
@@ -457,6 +460,7 @@ def _searchers(job: SearchJob, stack: ExitStack) -> tuple[Searcher, ...]:
     values, models = job.values, job.models
     grader = entered(job.task.grader, stack)
     engine = load_engine(*models["policy"], values["engine"], stack, logprobs=_reads_logprobs(job))
+    warn_of("policy", prompt_signs(engine.format, job.problems))
     scorer, second = _scorer(job, stack), None
     if "discriminator" in models:
         second = load_engine(*models["discriminator"], replace(values["engine"], kind="hf"), stack)
