@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prmkit.errors import DataError
 from prmkit.io import write_atomic
 from prmkit.ownership import file_sizes, remove_file
 from registry.errors import ConflictError
@@ -146,7 +147,7 @@ def _check_place(place: Path, member: str, organisation: str | None) -> None:
         return
     found = file_sizes(place) if place.is_dir() else {place.name: 0}
     if PULLED_FILE in found:
-        manifest = Manifest.from_bytes((place / PULLED_FILE).read_bytes(), str(place / PULLED_FILE))
+        manifest = _exported(place)
         written = {file.path: file.sha256 for file in manifest.files(member)}
         written[PULLED_FILE] = hash_file(place / PULLED_FILE)
         cards = (hub_card(manifest, member, name).encode() for name in (organisation, None))
@@ -160,9 +161,14 @@ def _check_place(place: Path, member: str, organisation: str | None) -> None:
         )
 
 
+def _exported(place: Path) -> Manifest:
+    """The version that an earlier export has left in a folder (ConflictError for something else)."""
+    try:
+        return Manifest.from_bytes((place / PULLED_FILE).read_bytes(), str(place / PULLED_FILE))
+    except DataError as error:
+        raise ConflictError(f"{error} No export has left it there; move it away, or export elsewhere.") from None
+
+
 def _written_before(place: Path, member: str) -> list[str]:
     """Files of the export that is being replaced."""
-    pulled = place / PULLED_FILE
-    if not pulled.is_file():
-        return []
-    return [file.path for file in Manifest.from_bytes(pulled.read_bytes(), str(pulled)).files(member)]
+    return [file.path for file in _exported(place).files(member)] if (place / PULLED_FILE).is_file() else []

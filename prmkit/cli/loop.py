@@ -14,7 +14,7 @@ from typing import Any
 
 from prmkit.cli.options import build, make_parser, print_help, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
-from prmkit.loop.config import LoopConfig
+from prmkit.loop.config import STAGES, LoopConfig
 
 __all__ = ["SUMMARY", "parse", "parser", "run"]
 
@@ -48,7 +48,8 @@ def run(argv: Sequence[str]) -> int:
     def say(line: str) -> None:
         print(f"== {line}", flush=True)
 
-    written = [Path(config.run) / name for name in (CONFIG_FILE, SUMMARY_FILE)]
+    copies = [f"configs/{name}" for name in ("gate.json", *(f"{stage}.yaml" for stage in STAGES))]
+    written = [Path(config.run) / name for name in (CONFIG_FILE, SUMMARY_FILE, *copies)]
     with StageRunner(config.run, outputs=written, write=_forward, say=say) as runner:
         results = Loop(config, runner, say).run()
     print(plain(summary_text(results, config)))
