@@ -20,6 +20,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from prmkit.checkpoints import newest_checkpoint, remove_checkpoint, remove_leftovers, sync
 from prmkit.checkpoints.sharded import sharded_state
 from prmkit.errors import PrmkitError
+from prmkit.ownership import real_path, remove_file, rename
 
 __all__ = ["AtomicCheckpointIO", "newest_checkpoint"]
 
@@ -40,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = Path(path)
+        target = real_path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.parent not in self._cleaned:  # one process writes into a folder at a time
             remove_leftovers(target.parent)
@@ -55,9 +56,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
-            temporary.replace(target)
+            rename(temporary, target)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            remove_file(temporary)
             raise
         sync(target.parent)
 

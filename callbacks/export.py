@@ -8,7 +8,8 @@ from typing import Protocol, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from prmkit.errors import ConfigError
-from prmkit.models import is_sharded
+from prmkit.models import check_target, is_sharded
+from prmkit.ownership import real_path
 
 __all__ = ["ExportPretrained"]
 
@@ -25,7 +26,8 @@ class ExportPretrained(Callback):
     error leaves the folder of before.
 
     Args:
-        dirpath: the folder; an existing one is replaced.
+        dirpath: the folder. A model folder that prmkit wrote is replaced; one that holds anything else is refused
+            before training, and so is a folder in which the run keeps its checkpoints or logs.
         every_validation: write it after every validation of a fit, too.
         weight_version: version to stamp on the weights.
     """
@@ -42,6 +44,26 @@ class ExportPretrained(Callback):
             raise ConfigError(
                 "trainer.callbacks.ExportPretrained", type(pl_module).__name__, "a module with export_pretrained"
             )
+        if stage == "fit":
+            check_target("export.dirpath", self.dirpath)
+            self._check_run_folders(trainer)
+
+    def _check_run_folders(self, trainer: Trainer) -> None:
+        """Refuse a folder that is to be replaced as a whole, and in which the run itself writes."""
+        target = real_path(self.dirpath)
+        savers = [getattr(saver, "dirpath", None) for saver in trainer.checkpoint_callbacks]
+        loggers = [logger.save_dir for logger in trainer.loggers]
+        for folder in (trainer.default_root_dir, *savers, *loggers):
+            if folder is None or "://" in str(folder):
+                continue
+            place = real_path(folder)
+            if target == place or target in place.parents:
+                raise ConfigError(
+                    "export.dirpath",
+                    self.dirpath,
+                    "a folder for the model alone",
+                    f"The run writes its own files to {place}; name a folder in it, e.g. {place / 'model'}.",
+                )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.every_validation and trainer.state.fn == "fit" and not trainer.sanity_checking:

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from prmkit.errors import DataError
+from prmkit.ownership import check_file, first_line_has, real_path, remove_file, rename
 
 __all__ = ["PredictionsWriter"]
 
@@ -24,14 +25,21 @@ class PredictionsWriter(pl.Callback):
     hidden part; the first joins them in order of rank under the final name, so that a killed run leaves the old file.
 
     Args:
-        path: the JSON-lines file to write.
+        path: the JSON-lines file to write. One that is there is replaced when its first line has the fields that the
+            module names in `prediction_fields`, and refused otherwise.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = real_path(path)
 
     def _part(self, rank: int) -> Path:
         return self.path.with_name(f".{self.path.name}.rank{rank}.tmp")
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "predict":
+            ours = first_line_has(*getattr(pl_module, "prediction_fields", ()))
+            check_file("predictions", self.path, ours, "file of predictions")
 
     @override
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -64,9 +72,9 @@ class PredictionsWriter(pl.Callback):
                     shutil.copyfileobj(part, target)
             target.flush()
             os.fsync(target.fileno())
-        whole.replace(self.path)
+        rename(whole, self.path)
         for rank in range(trainer.world_size):
-            self._part(rank).unlink()
+            remove_file(self._part(rank))
 
 
 def _rows(outputs: Any) -> Sequence[Mapping[str, Any]]:

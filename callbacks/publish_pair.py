@@ -15,9 +15,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning_modules.prm import PRM
 from prmkit.errors import ConfigError
 from prmkit.models import resolve_folder
+from prmkit.weights import Kind, check_kind
 from registry import Card, Manifest, Publication, Registry, read_metrics, record_recipe
 from registry.errors import GateRefusedError
-from registry.hub import write_hub_layout
+from registry.hub import check_hub_layout, write_hub_layout
 from registry.publish import content_key
 
 if TYPE_CHECKING:
@@ -84,7 +85,10 @@ class PublishPair(Callback):
         wanted = "policy" if isinstance(pl_module, PRM) else "prm"
         if getattr(self, wanted) is None:
             raise ConfigError(f"publish_pair.{wanted}", None, f"the {wanted} that this {type(pl_module).__name__} fits")
-        resolve_folder(getattr(self, wanted))
+        fixed: Kind = "policy" if wanted == "policy" else "prm"
+        check_kind(f"publish_pair.{wanted}", getattr(self, wanted), resolve_folder(getattr(self, wanted)), fixed)
+        if self.hub_layout is not None and stage == "fit":
+            check_hub_layout(self.pair, self.hub_layout)
         if self.wandb and not any(isinstance(log, WandbLogger) for log in trainer.loggers):
             raise ConfigError("publish_pair.wandb", True, "false without a WandbLogger under trainer.logger")
 

@@ -19,12 +19,13 @@ from prmkit.evaluation.comparison import comparison_figures, levels_of, search_t
 from prmkit.evaluation.comparison_plots import comparison_figure, save_figure
 from prmkit.evaluation.summary import check_headline
 from prmkit.io import write_json
-from prmkit.models import PRMModel, load_policy
+from prmkit.models import PRMModel, load_policy, resolve_folder
 from prmkit.search.methods import make_params, needs_prm
 from prmkit.search.rows import SearchRow
 from prmkit.search.runner import RunParams, search_all
 from prmkit.tasks import get_task
 from prmkit.types import Grader, Problem, SamplingParams, Task, VerifiableTask
+from prmkit.weights import check_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,6 +138,8 @@ class SearchEvaluation(Callback):
                 raise ConfigError("search_evaluation.policy", None, "a policy's folder: a PRM is being trained")
         elif guided and self.prm is None:
             raise ConfigError("search_evaluation.prm", None, f"a PRM's folder: {guided[0]} is guided by one")
+        if not _trains_prm(pl_module) and self.prm is not None:
+            check_kind("search_evaluation.prm", self.prm, resolve_folder(self.prm), "prm")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -14,6 +14,7 @@ from lightning_modules.window import token_count
 from prmkit.errors import ConfigError
 from prmkit.io import write_json
 from prmkit.losses import world_size
+from prmkit.ownership import check_file, json_has
 
 __all__ = ["TrainingSummary"]
 
@@ -26,7 +27,8 @@ class TrainingSummary(Callback):
     are null where they are not defined (a first-error F1 over data without a right solution, say).
 
     Args:
-        path: the file to write.
+        path: the file to write. One that is there is replaced when it is such a summary, and refused before training
+            otherwise.
     """
 
     def __init__(self, path: str) -> None:
@@ -38,6 +40,11 @@ class TrainingSummary(Callback):
         self._seconds_before = 0.0
         self._metrics_before: dict[str, float] = {}
         self._start = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            ours = json_has("tokens", "steps", "epochs", "seconds", "metrics")
+            check_file("training_summary.path", self.path, ours, "training summary")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.perf_counter()

@@ -23,6 +23,7 @@ from datamodules.experience_ahead import Sampled, SamplingAhead, check_ahead, ti
 from datamodules.experience_records import EvalBatch, Experience, Sums, make_experience
 from datamodules.prompts import PromptStream
 from datamodules.rollout_engines import EngineOptions, RolloutEngine, open_rollout_engine
+from datamodules.rollout_signs import RolloutSigns
 from prmkit.engines import HFEngine
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.losses import world_size
@@ -34,6 +35,7 @@ from prmkit.scoring.ensemble import PESSIMISMS, EnsembleScorer, Pessimism
 from prmkit.seeding import derive_seed
 from prmkit.steps import BoundStepFormat, StepFormat, get_step_format
 from prmkit.types import Engine, Grader, Problem, SamplingParams, StepScorer
+from prmkit.weights import check_kind
 
 __all__ = ["EngineOptions", "Learner", "PRMSource", "RolloutWorker", "WorkerOptions", "gather"]
 
@@ -130,6 +132,7 @@ class PRMSource:
         """The step format of every PRM, once it is known to mean the same by a step as the policy's.
 
         Raises:
+            ConfigError: a model is a policy.
             DataError: no such model.
             StepFormatError: a PRM was trained on steps that end otherwise than the policy's.
         """
@@ -137,6 +140,7 @@ class PRMSource:
 
     def _checked_format(self, path: str, policy: BoundStepFormat) -> StepFormat:
         folder = resolve_folder(path)
+        check_kind("data.prm.path", path, folder, "prm")
         spec = StepFormat.load(folder) if self.step_format is None else get_step_format(self.step_format)
         theirs, ours = spec.policy.separator, policy.spec.policy.separator
         if theirs != ours:
@@ -193,6 +197,7 @@ class RolloutWorker:
         options: WorkerOptions,
     ) -> None:
         self._learner, self._precision, self._options = learner, precision, options
+        self._signs = RolloutSigns(learner.bound_format, grader)
         self._resources = ExitStack()
         if isinstance(grader, AbstractContextManager):
             self._resources.enter_context(grader)
@@ -246,6 +251,7 @@ class RolloutWorker:
         if self.ahead is not None and not last:
             self.ahead.begin(position, version)
         self.rollouts = [rollout for group in groups for rollout in group]
+        self._signs.look([rollout for group in drawn for rollout in group])
         sums = rollout_sums(rollout for group in drawn for rollout in group)
         sums["dropped"] = (float(len(drawn) - len(groups)), len(drawn))
         tokens = sum(len(rollout.token_ids) for group in drawn for rollout in group)

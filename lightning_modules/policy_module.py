@@ -16,7 +16,8 @@ from lightning_modules.optimizers import OptimizerConfig, build_optimizer
 from lightning_modules.policy_actor import MetricWindow
 from lightning_modules.window import WindowSums
 from prmkit.losses import LossOutput, MetricSum, normalise, window_total
-from prmkit.models import ModelSource, build_policy, checked_lm_head, save_policy
+from prmkit.models import ModelSource, build_policy, checked_lm_head, resolve_folder, save_policy
+from prmkit.weights import check_kind
 
 __all__ = ["PolicyModule"]
 
@@ -60,6 +61,8 @@ class PolicyModule(LightningModule):
 
     def build_model(self) -> PreTrainedModel:
         """The policy as its source says, untrained."""
+        if self.source.path is not None:
+            check_kind("model.source.path", self.source.path, resolve_folder(self.source.path), "policy")
         model = build_policy(self.source, self.tokenizer)
         checked_lm_head(model)
         return model

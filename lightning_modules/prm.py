@@ -51,7 +51,10 @@ class PRM(LightningModule):
         model: the PRM; there once `configure_model` has run.
         bound_format: the step format in the tokenizer's ids; data modules read it.
         tokenizer: the model's tokenizer.
+        prediction_fields: fields of a row of `predict_step`.
     """
+
+    prediction_fields = ("id", "scores", "positions")
 
     model: PRMModel
 
@@ -109,7 +112,7 @@ class PRM(LightningModule):
         scores = self.model.probability(self._logits(batch))
         counts = batch.position_mask.sum(dim=1).tolist()
         return [
-            {"id": name, "scores": row.tolist(), "positions": positions[mask].tolist()}
+            dict(zip(self.prediction_fields, (name, row.tolist(), positions[mask].tolist()), strict=True))
             for name, row, positions, mask in zip(
                 batch.ids, scores.split(counts), batch.positions, batch.position_mask, strict=True
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from prmkit.checkpoints import SHARD_FOLDER, temporary_name
+from prmkit.ownership import discard
 
 __all__ = ["UNIVERSAL_FOLDER", "dealt_out_anew"]
 
@@ -50,7 +50,7 @@ def dealt_out_anew(folder: Path, engine: Any, leads: bool, broadcast: Callable[[
         config.load_universal_checkpoint = before
     broadcast("loaded")
     if leads:
-        shutil.rmtree(place, ignore_errors=True)
+        discard(place)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import read_json, write_json
+from prmkit.ownership import check_outputs
 
 __all__ = ["ChunkedOutput", "encode_lines", "meta_path"]
 
@@ -45,7 +46,7 @@ class ChunkedOutput:
         path: the JSON-lines file.
         settings: everything that decides the content, as JSON values; an existing output must have been made with the
             same.
-        overwrite: begin anew, whatever is there.
+        overwrite: begin anew, whatever an earlier run has left.
         companion: a second JSON-lines file, for records that belong to the chunks but not into the first.
 
     Attributes:
@@ -57,8 +58,8 @@ class ChunkedOutput:
 
     Raises:
         ConfigError: the output exists with other settings; the first that differs is named.
-        DataError: the file is not an output of this kind, is shorter than its meta file says, or is being written by
-            another process.
+            Or one of the files is there without its meta file: somebody else wrote it.
+        DataError: the file is shorter than its meta file says, or is being written by another process.
     """
 
     def __init__(
@@ -77,12 +78,7 @@ class ChunkedOutput:
         meta = read_json(meta_path(self.path)) if known else {}
         if known:
             self._check(meta)
-        elif not overwrite:
-            for file in (self.path, *([] if self.companion is None else [self.companion])):
-                if file.exists() and file.stat().st_size > 0:
-                    raise DataError(
-                        f"{file}: exists without {meta_path(self.path).name}; give another path or overwrite"
-                    )
+        check_outputs("output", self.path, self._files(), meta_path(self.path))
         progress = meta.get("progress", {})
         self.chunks = int(progress.get("chunks", 0))
         self.lines = int(progress.get("lines", 0))
@@ -93,6 +89,9 @@ class ChunkedOutput:
         self._file = self._open(self.path, self._bytes)
         self._beside = None if self.companion is None else self._open(self.companion, self._companion_bytes)
         self._save(self.state)
+
+    def _files(self) -> list[Path]:
+        return [self.path] if self.companion is None else [self.path, self.companion]
 
     def _open(self, path: Path, acknowledged: int) -> Any:
         file = path.open("ab", buffering=0)

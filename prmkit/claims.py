@@ -19,6 +19,7 @@ from typing import Any
 
 from prmkit.errors import ConfigError
 from prmkit.io import read_json, write_atomic, write_json
+from prmkit.ownership import check_outputs
 
 __all__ = ["ClaimFolder"]
 
@@ -47,6 +48,8 @@ class ClaimFolder:
         with _Lock(self.folder / "settings.lock"):
             path = self.folder / "settings.json"
             if not path.exists():
+                others = [file for file in self.folder.iterdir() if file.suffix != ".lock" and file.name[0] != "."]
+                check_outputs("output", self.folder, others, path)
                 write_json(path, own)
             elif (there := read_json(path)) != own:
                 theirs, ours = there["settings"] | {"chunks": there["chunks"]}, own["settings"] | {"chunks": chunks}

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from prmkit.errors import DataError
 from prmkit.json_objects import parse_json, parse_json_line, read_jsonl, read_objects
+from prmkit.ownership import real_path, remove_file, rename
 
 __all__ = [
     "JsonlWriter",
@@ -36,9 +37,9 @@ __all__ = [
 def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file to write, which takes the place of `path` when the block ends: temporary file, fsync, rename.
 
-    An exception in the block leaves what was there before.
+    An exception in the block leaves what was there before. A link stays, and the file that it names is replaced.
     """
-    path = Path(path)
+    path = real_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -49,9 +50,9 @@ def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
+        rename(Path(temporary), path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        remove_file(Path(temporary))
         raise
 
 

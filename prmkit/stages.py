@@ -24,12 +24,14 @@ from typing import Any, Literal
 
 from prmkit.errors import ConfigError, DataError, PrmkitError
 from prmkit.io import read_json, write_json
+from prmkit.ownership import check_outputs, move, remove_file
 from prmkit.processes import Exit, Job, run_processes
 
 __all__ = ["Stage", "StageResult", "StageRunner"]
 
 COMPLETE_FILE = ".complete.json"
 RECORD_FILE = ".stage.json"
+LOCK_FILE = ".lock"
 TAIL_LINES = 15
 LOCK_ATTEMPTS = 4
 
@@ -103,6 +105,7 @@ class _Record:
 class StageRunner:
     """Runs stages below one run folder, which it locks against a second runner.
 
+    A folder without an earlier run's lock file, in which one of `outputs` lies already, is refused (ConfigError).
     Use as a context manager, from the main thread:
 
         with StageRunner("runs/demo") as runner:
@@ -110,6 +113,7 @@ class StageRunner:
 
     Args:
         run_directory: folder of the run; logs go to `logs/<stage>.log` in it.
+        outputs: files in it that the caller writes besides the stages.
         write: receives the output of the processes as it comes; None keeps it in the log only.
         say: receives one line when a stage is skipped, started or started anew; None drops it.
     """
@@ -118,17 +122,20 @@ class StageRunner:
         self,
         run_directory: str | Path,
         *,
+        outputs: Sequence[Path] = (),
         write: Callable[[bytes], None] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.directory = Path(run_directory)
+        self._outputs = outputs
         self._write = write
         self._say = say or _drop
         self._lock: int | None = None
 
     def __enter__(self) -> StageRunner:
+        path = self.directory / LOCK_FILE
+        check_outputs("run folder", self.directory, self._outputs, path)
         self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / ".lock"
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(handle)
@@ -187,7 +194,8 @@ class StageRunner:
         return [results[stage.name] for stage in stages]
 
     def _record(self, stage: Stage, key: str) -> _Record:
-        """What is known of earlier attempts under this key; leftovers of another key are moved away first."""
+        """What is known of earlier attempts under this key; leftovers of another key are moved away first, and what no
+        stage has written is refused (ConfigError)."""
         path = stage.directory / RECORD_FILE
         if path.exists():
             record = _Record(**read_json(path))
@@ -198,9 +206,16 @@ class StageRunner:
             if record.key == key:
                 return record
         if stage.directory.exists() and any(stage.directory.iterdir()):
+            if not path.exists():
+                raise ConfigError(
+                    f"stage {stage.name}.directory",
+                    str(stage.directory),
+                    f"a folder that does not exist, is empty, or has {RECORD_FILE}, which a stage writes",
+                    "It holds files of something else: move them away, or run in another folder.",
+                )
             stale = _free_name(self.directory / ".stale", stage.name)
             stale.parent.mkdir(exist_ok=True)
-            stage.directory.rename(stale)
+            move(stage.directory, stale)
             self._say(f"{stage.name}: its command, settings or inputs have changed; earlier results moved to {stale}")
         return _Record(stage.name, key)
 
@@ -211,7 +226,7 @@ class StageRunner:
             return False
         missing = [str(path) for path in stage.outputs if not path.exists()]
         if missing:
-            marker.unlink()
+            remove_file(marker)
             self._say(f"{stage.name}: was complete, but {', '.join(missing)} is gone; running again")
         return not missing
 

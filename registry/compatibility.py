@@ -14,8 +14,9 @@ from prmkit.steps import StepFormat
 from registry.errors import IncompatibleError
 from registry.facts import ModelFacts, read_facts
 
-__all__ = ["Compatibility", "check_facts", "check_folders"]
+__all__ = ["KIND_PROBLEMS", "Compatibility", "check_facts", "check_folders"]
 
+KIND_PROBLEMS = ("the policy's folder says that it is a PRM", "the PRM's folder says that it is a policy")
 _CAUSAL = "ForCausalLM"
 _OWN_HEADS = ("ForTokenClassification", "ForSequenceClassification", "ForProcessRewardModel")
 _OUTPUTS = {"token_head": 2, "scalar": 1}
@@ -68,10 +69,18 @@ def check_facts(policy: ModelFacts, prm: ModelFacts, *, tokens: int | None = Non
     """The same from facts, e.g. those in a manifest."""
     problems: list[str] = []
     notes: list[str] = []
-    for check in (_step_formats, _architectures, _tokenizers, _embeddings):
+    for check in (_kinds, _step_formats, _architectures, _tokenizers, _embeddings):
         check(policy, prm, problems, notes)
     _context(policy, prm, tokens, problems, notes)
     return Compatibility(tuple(problems), tuple(notes))
+
+
+def _kinds(policy: ModelFacts, prm: ModelFacts, problems: list[str], notes: list[str]) -> None:
+    del notes
+    if policy.kind == "prm":
+        problems.append(KIND_PROBLEMS[0])
+    if prm.kind == "policy":
+        problems.append(KIND_PROBLEMS[1])
 
 
 def _step_formats(policy: ModelFacts, prm: ModelFacts, problems: list[str], notes: list[str]) -> None:

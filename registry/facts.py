@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from prmkit.errors import DataError
 from prmkit.io import read_json
 from prmkit.steps import STEP_FORMAT_FILE, StepFormat
+from prmkit.weights import CARD_FILE, check_weights, head_outputs, kind_of
 
 __all__ = ["ModelFacts", "TokenizerFacts", "read_facts", "tokenizer_facts"]
 
-_LONGEST_HEADER = 100 * 2**20  # safetensors' own limit
-_HEADS = ("score.2.weight", "score.weight", "v_head.summary.weight")
 _UNBOUNDED = 10**9  # tokenizers that know no limit write 10^30
 
 
@@ -54,6 +53,7 @@ class ModelFacts:
         outputs: outputs of a PRM's own head; None when there is none.
         tokenizer: None when the folder has none.
         step_format: content of step_format.json; None when there is none.
+        kind: "policy" or "prm" where the folder says so, see `prmkit.weights.kind_of`; None otherwise.
     """
 
     architecture: str | None
@@ -65,6 +65,7 @@ class ModelFacts:
     outputs: int | None
     tokenizer: TokenizerFacts | None
     step_format: Mapping[str, Any] | None
+    kind: str | None = None
 
 
 def read_facts(folder: Path, step_format: StepFormat | None = None) -> ModelFacts:
@@ -80,10 +81,10 @@ def read_facts(folder: Path, step_format: StepFormat | None = None) -> ModelFact
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise DataError(f"{folder / 'config.json'}: holds {type(config).__name__}, not an object")
-    shapes = dict(_shapes(folder))
-    head = next((name for name in _HEADS if name in shapes), None)
+    shapes = check_weights(folder)
     if step_format is None and (folder / STEP_FORMAT_FILE).is_file():
         step_format = StepFormat.load(folder)
+    card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else None
     architectures = config.get("architectures") or [None]
     return ModelFacts(
         architecture=architectures[0],
@@ -91,10 +92,11 @@ def read_facts(folder: Path, step_format: StepFormat | None = None) -> ModelFact
         context_length=_context_length(config, folder),
         vocab_size=_number(config.get("vocab_size")),
         remote_code="auto_map" in config,
-        parameters=sum(_product(shape) for shape in shapes.values()),
-        outputs=shapes[head][0] if head is not None else None,
+        parameters=sum(map(prod, shapes.values())),
+        outputs=head_outputs(shapes),
         tokenizer=tokenizer_facts(folder),
         step_format=None if step_format is None else step_format.to_dict(),
+        kind=kind_of(card, config, shapes),
     )
 
 
@@ -165,26 +167,3 @@ def _context_length(config: Mapping[str, Any], folder: Path) -> int | None:
 
 def _number(value: Any) -> int | None:
     return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _shapes(folder: Path) -> Iterator[tuple[str, list[int]]]:
-    """Names and shapes of all tensors, from the headers of the safetensors files."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            head = file.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else _LONGEST_HEADER + 1
-            if length > _LONGEST_HEADER:
-                raise DataError(f"{path}: not a safetensors file")
-            try:
-                header = json.loads(file.read(length))
-                header.pop("__metadata__", None)
-                yield from ((name, entry["shape"]) for name, entry in header.items())
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise DataError(f"{path}: not a safetensors file: {error}") from None
-
-
-def _product(shape: list[int]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result

@@ -15,13 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prmkit.errors import DataError
 from prmkit.io import write_atomic
+from prmkit.ownership import file_sizes, remove_file
 from registry.errors import ConflictError
 from registry.manifest import Manifest
 from registry.pull import PULLED_FILE, PulledPair
 from registry.transfer import hash_file
 
-__all__ = ["hub_card", "write_hub_layout"]
+__all__ = ["check_hub_layout", "hub_card", "write_hub_layout"]
 
 _TASKS = {"policy": "text-generation", "prm": "token-classification"}
 _TITLES = {"policy": "policy", "prm": "process reward model"}
@@ -37,13 +39,15 @@ def write_hub_layout(pulled: PulledPair, folder: str | Path, *, organisation: st
         organisation: name on the hub, for the links between the two cards.
 
     Raises:
-        ConflictError: a folder holds something that is neither a version of this pair nor empty.
+        ConflictError: a folder holds a file that no export has left there, or one that was changed since.
     """
+    check_hub_layout(pulled.manifest.pair, folder, organisation)
     places: dict[str, Path] = {}
     for member, source in (("policy", pulled.policy), ("prm", pulled.prm)):
         place = Path(folder) / f"{pulled.manifest.pair}-{member}"
-        _make_room(place)
         place.mkdir(parents=True, exist_ok=True)
+        for path in _written_before(place, member):
+            remove_file(place / path)
         for file in pulled.manifest.files(member):
             if file.path == "README.md":  # the card takes its place
                 continue
@@ -56,6 +60,12 @@ def write_hub_layout(pulled: PulledPair, folder: str | Path, *, organisation: st
         write_atomic(place / PULLED_FILE, pulled.manifest.to_bytes())
         places[member] = place
     return places
+
+
+def check_hub_layout(pair: str, folder: str | Path, organisation: str | None = None) -> None:
+    """Refuse a folder in which `write_hub_layout` would replace what no export has left there (ConflictError)."""
+    for member in _TASKS:
+        _check_place(Path(folder) / f"{pair}-{member}", member, organisation)
 
 
 def hub_card(manifest: Manifest, member: str, organisation: str | None = None) -> str:
@@ -131,10 +141,34 @@ def _model_index(manifest: Manifest, name: str) -> Mapping[str, Any]:
     return {"name": name, "results": [{"task": task, "dataset": dataset, "metrics": values}]}
 
 
-def _make_room(place: Path) -> None:
-    """Empty a folder that an earlier export has written."""
+def _check_place(place: Path, member: str, organisation: str | None) -> None:
+    """Refuse a folder that holds anything but what an earlier export of a version has written (ConflictError)."""
     if not place.exists():
         return
-    if any(place.iterdir()) and not (place / PULLED_FILE).is_file():
-        raise ConflictError(f"{place}: holds something else; export into another folder")
-    shutil.rmtree(place)
+    found = file_sizes(place) if place.is_dir() else {place.name: 0}
+    if PULLED_FILE in found:
+        manifest = _exported(place)
+        written = {file.path: file.sha256 for file in manifest.files(member)}
+        written[PULLED_FILE] = hash_file(place / PULLED_FILE)
+        cards = (hub_card(manifest, member, name).encode() for name in (organisation, None))
+        found = {name: size for name, size in found.items() if written.get(name) != hash_file(place / name)}
+        if "README.md" in found and (place / "README.md").read_bytes() in cards:
+            del found["README.md"]
+    if found:
+        raise ConflictError(
+            f"{place / min(found)}: would be replaced, and is not as an export has left it; move it away, or export "
+            f"into another folder"
+        )
+
+
+def _exported(place: Path) -> Manifest:
+    """The version that an earlier export has left in a folder (ConflictError for something else)."""
+    try:
+        return Manifest.from_bytes((place / PULLED_FILE).read_bytes(), str(place / PULLED_FILE))
+    except DataError as error:
+        raise ConflictError(f"{error} No export has left it there; move it away, or export elsewhere.") from None
+
+
+def _written_before(place: Path, member: str) -> list[str]:
+    """Files of the export that is being replaced."""
+    return [file.path for file in _exported(place).files(member)] if (place / PULLED_FILE).is_file() else []

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from prmkit.errors import ConfigError
+from prmkit.ownership import remove_file, rename
 from registry.errors import BusyError, DamagedError, NotFoundError
 from registry.names import blob_key
 from registry.storage import MARKER, MARKER_TEXT, Blob, Entry, Stored, Watch, check_marker
@@ -73,7 +74,7 @@ class LocalStorage:
             try:
                 return self._place(temporary, self.root / key)
             finally:
-                temporary.unlink(missing_ok=True)
+                remove_file(temporary)
 
     def replace(self, key: str, data: bytes, token: str) -> bool:
         with self.publishing(), self._locked("swap.lock", fcntl.LOCK_EX):
@@ -81,12 +82,12 @@ class LocalStorage:
             if current is None or current.token != token:
                 return False
             temporary = self._write_temporary(data)
-            temporary.replace(self.root / key)
+            rename(temporary, self.root / key)
             sync_folder((self.root / key).parent)
             return True
 
     def delete(self, key: str) -> None:
-        (self.root / key).unlink(missing_ok=True)
+        remove_file(self.root / key)
 
     def _write_temporary(self, data: bytes) -> Path:
         path, file = self._temporary()
@@ -113,7 +114,7 @@ class LocalStorage:
             with self._locked("swap.lock", fcntl.LOCK_EX):  # no hard links here: nobody else looks while we rename
                 if target.exists():
                     return False
-                temporary.replace(target)
+                rename(temporary, target)
         sync_folder(target.parent)
         return True
 
@@ -182,12 +183,12 @@ class LocalStorage:
             found = _expect(digest.hexdigest(), sha256, source)
             return Blob(found, size, self._place_blob(path, found, size))
         finally:
-            path.unlink(missing_ok=True)
+            remove_file(path)
 
     def adopt_blob(self, source: Path, sha256: str) -> None:
         source.chmod(0o444)
         if not self._place_blob(source, sha256, source.stat().st_size):
-            source.unlink()
+            remove_file(source)
 
     def _put_small(self, data: bytes, source: Path, sha256: str | None, watch: Watch) -> Blob:
         found = _expect(hashlib.sha256(data).hexdigest(), sha256, source)
@@ -202,19 +203,19 @@ class LocalStorage:
                 file.flush()
                 os.fsync(file.fileno())
             if stored is not None:  # the stored bytes are damaged, and these are the right ones
-                path.replace(self.root / blob_key(found))
+                rename(path, self.root / blob_key(found))
                 return Blob(found, len(data), written=True)
             return Blob(found, len(data), self._place_blob(path, found, len(data)))
         finally:
-            path.unlink(missing_ok=True)
+            remove_file(path)
 
     def _place_blob(self, path: Path, sha256: str, size: int) -> bool:
         target = self.root / blob_key(sha256)
         if self._place(path, target):
-            path.unlink(missing_ok=True)
+            remove_file(path)
             return True
         if target.stat().st_size != size:  # damaged
-            path.replace(target)
+            rename(path, target)
             return True
         return False
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from prmkit.errors import PrmkitError
+from prmkit.errors import DataError, PrmkitError
 from registry.aliases import moves
+from registry.compatibility import KIND_PROBLEMS
 from registry.errors import NotFoundError
 from registry.listing import list_pairs, list_versions
 from registry.manifest import Manifest
 from registry.names import PairRef, blob_key
+from registry.soundness import check_content, check_models
 from registry.storage import Entry, Storage, Watch
-from registry.transfer import CHUNK, in_parallel
+from registry.transfer import in_parallel
 from registry.versions import read_manifest
 
 __all__ = ["GarbageReport", "Problem", "VerifyReport", "collect_garbage", "verify"]
@@ -65,13 +66,14 @@ class GarbageReport:
 def verify(
     storage: Storage, watch: Watch, refs: Iterable[PairRef] | None = None, *, remove_damaged: bool = False
 ) -> VerifyReport:
-    """Read and hash what is stored.
+    """Read and hash what is stored, and look whether weights are whole and finite.
 
     Args:
         storage: where.
         watch: told of the bytes.
         refs: these versions only; None looks at all versions, aliases, logs and contents, those without a version too.
-        remove_damaged: remove contents that are damaged, so that publishing or fetching them again restores them.
+        remove_damaged: remove contents that are damaged, so that publishing or fetching them again restores them. What
+            is stored as it was published stays, sound or not.
     """
     problems: list[Problem] = []
     everything = refs is None
@@ -89,11 +91,19 @@ def verify(
             if entry.key == blob_key(digest):  # not a file of somebody else's making
                 needed.setdefault(digest, (entry.size, []))
     watch.begin(len(needed), sum(size for size, _ in needed.values()))
-    for digest, text in in_parallel(lambda digest: (digest, _check_blob(storage, digest, watch)), needed):
+    weights = {digest for digest, (_, users) in needed.items() if any(u.endswith(".safetensors") for u in users)}
+    checked = in_parallel(
+        lambda digest: (digest, *_check_blob(storage, digest, needed[digest][0], watch, digest in weights)), needed
+    )
+    for digest, genuine, text in checked:
         if text is not None:
             problems.append(Problem(blob_key(digest), text, tuple(needed[digest][1])))
-            if remove_damaged and storage.size(blob_key(digest)) is not None:
+            if remove_damaged and not genuine and storage.size(blob_key(digest)) is not None:
                 storage.delete(blob_key(digest))
+    affected = {user for problem in problems for user in problem.affects}
+    for manifest in manifests:
+        if affected.isdisjoint(f"{manifest.ref}: {path}" for path in manifest.located()):
+            problems += _model_problems(storage, manifest)
     return VerifyReport(tuple(problems), len(manifests), len(needed), sum(size for size, _ in needed.values()))
 
 
@@ -109,6 +119,17 @@ def _manifest(storage: Storage, ref: PairRef, problems: list[Problem]) -> Manife
         return None
 
 
+def _model_problems(storage: Storage, manifest: Manifest) -> list[Problem]:
+    """Of a version whose files are sound one by one: missing parts and tensors, and models of the wrong kind."""
+    found = []
+    try:
+        check_models(storage, manifest)
+    except DataError as error:
+        found.append(str(error))
+    found += [text for text in manifest.compatibility.problems if text in KIND_PROBLEMS]
+    return [Problem(str(manifest.ref), text, (str(manifest.ref),)) for text in found]
+
+
 def _log_problems(storage: Storage, pair: str) -> list[Problem]:
     try:
         moves(storage, pair)
@@ -117,17 +138,12 @@ def _log_problems(storage: Storage, pair: str) -> list[Problem]:
     return []
 
 
-def _check_blob(storage: Storage, digest: str, watch: Watch) -> str | None:
-    """What is wrong with a content; None when nothing is."""
-    found = hashlib.sha256()
+def _check_blob(storage: Storage, digest: str, size: int, watch: Watch, weights: bool) -> tuple[bool, str | None]:
+    """See `check_content`; what is missing is not genuine either."""
     try:
-        with storage.open(blob_key(digest)) as file:
-            while chunk := file.read(CHUNK):
-                found.update(chunk)
-                watch.advance(len(chunk))
+        return check_content(storage, digest, size, watch, weights=weights)
     except NotFoundError:
-        return "missing"
-    return None if found.hexdigest() == digest else f"damaged: its content has the SHA-256 {found.hexdigest()}"
+        return False, "missing"
 
 
 def collect_garbage(

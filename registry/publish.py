@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prmkit.errors import ConfigError, DataError
+from prmkit.weights import check_finite
 from registry.aliases import identity, now
 from registry.compatibility import check_facts
 from registry.errors import NotFoundError
@@ -71,7 +72,8 @@ def publish(storage: Storage, wanted: Publication, watch: Watch) -> tuple[Manife
 
     Raises:
         ConfigError: a name that is not accepted.
-        DataError: a folder is no model folder, or holds files that a pair may not have.
+        DataError: a folder is no model folder, holds files that a pair may not have, or weights that are broken or not
+            finite.
         IncompatibleError: the PRM cannot score the policy.
     """
     check_pair(wanted.pair)
@@ -81,6 +83,7 @@ def publish(storage: Storage, wanted: Publication, watch: Watch) -> tuple[Manife
     compatibility = check_facts(policy, prm, tokens=wanted.tokens)
     if not wanted.allow_incompatible:
         compatibility.require(wanted.pair)
+    in_parallel(check_finite, folders)
     storage.prepare()
     parent = None if wanted.parent is None else str(resolve(storage, wanted.parent))
     gate = _gate(storage, wanted, parent)

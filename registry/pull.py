@@ -14,9 +14,11 @@ from typing import Any
 
 from prmkit.errors import DataError
 from prmkit.io import read_json, write_atomic, write_json
+from prmkit.ownership import remove_file
 from registry.errors import ConflictError
 from registry.manifest import FileEntry, Manifest
 from registry.names import blob_key, check_digest, check_path
+from registry.soundness import check_models
 from registry.storage import Storage, Watch
 from registry.transfer import download, hash_file, in_parallel, locked_folder, part_of, refuse_links, sync_folder
 
@@ -74,6 +76,7 @@ def pull(
     Raises:
         ConflictError: such a file is in the way.
         DamagedError: a stored file is not what was published; the message names it.
+        DataError: the version's weights are not whole: it was published so.
         BusyError: another process pulls into the folder, and `wait` is not set.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,23 +85,24 @@ def pull(
         if trust and _holds(folder, manifest) and _sizes_agree(folder, wanted):
             return PulledPair(manifest, folder, 0)
         for leftover in (*folder.glob(f".{PULLED_FILE}.*.tmp"), *folder.glob(f".{_AT_WORK}.*.tmp")):
-            leftover.unlink()  # of a pull that was killed
+            remove_file(leftover)  # of a pull that was killed
         owned = _owned(folder, force)
         missing = _missing(folder, wanted, owned, force)
         stale = _stale(folder, wanted, owned, force)
         if not missing and not stale and _holds(folder, manifest):
             return PulledPair(manifest, folder, 0)
+        check_models(storage, manifest)
         # From here on the folder is neither the old version nor the new one.
         kept = {path: list(digests) for path, digests in owned.items()}
         for path, file in wanted.items():
             kept.setdefault(path, []).append(file.sha256)
         write_json(folder / _AT_WORK, {"schema": _SCHEMA, "pair": manifest.ref, "files": kept})
-        (folder / PULLED_FILE).unlink(missing_ok=True)
+        remove_file(folder / PULLED_FILE)
         for leftover in [*map(Path, stale), *_parts_of_others(wanted, owned)]:
-            (folder / leftover).unlink(missing_ok=True)
+            remove_file(folder / leftover)
         _copy(storage, folder, missing, watch)
         write_atomic(folder / PULLED_FILE, manifest.to_bytes())
-        (folder / _AT_WORK).unlink()
+        remove_file(folder / _AT_WORK)
         sync_folder(folder)
     return PulledPair(manifest, folder, len(missing))
 

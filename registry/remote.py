@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from prmkit.errors import ConfigError, MissingDependencyError
+from prmkit.ownership import remove_file
 from registry.errors import DamagedError, NotFoundError
 from registry.names import blob_key
 from registry.storage import MARKER, MARKER_TEXT, Blob, Entry, Silent, Stored, Watch, check_marker
@@ -159,7 +160,7 @@ class FsspecStorage:
 
     def adopt_blob(self, source: Path, sha256: str) -> None:
         self.put_blob(source, sha256, Silent())
-        source.unlink()
+        remove_file(source)
 
     # -- publishers and garbage -------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from prmkit.errors import ConfigError, DataError, MissingDependencyError
+from prmkit.ownership import remove_file
 from registry import leases
 from registry.errors import DamagedError, NotFoundError
 from registry.names import blob_key
@@ -222,7 +223,7 @@ class S3Storage:
 
     def adopt_blob(self, source: Path, sha256: str) -> None:
         self.put_blob(source, sha256, Silent())
-        source.unlink()
+        remove_file(source)
 
     # -- publishers and garbage -------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from prmkit.errors import PrmkitError
+from prmkit.ownership import remove_file, rename
 from registry.errors import BusyError, DamagedError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def download(storage: Storage, key: str, sha256: str, size: int, target: Path, w
             f"--remove-damaged` takes it out of the registry; `prm pairs fetch`, or publishing the same file again, "
             f"restores it."
         )
-    part.replace(target)
+    rename(part, target)
 
 
 def part_of(target: Path, sha256: str) -> Path:
@@ -105,7 +106,7 @@ def _fetch(storage: Storage, key: str, sha256: str, size: int, part: Path, watch
         os.fsync(file.fileno())
     if done == size and digest.hexdigest() == sha256:
         return True
-    part.unlink()
+    remove_file(part)
     return False
 
 

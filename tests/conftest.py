@@ -1,6 +1,8 @@
 """Fixtures shared by all tests."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,25 @@ def data_dir() -> Path:
     if not root:
         pytest.skip("PRMKIT_DATA is not set")
     return Path(root).resolve()
+
+
+@pytest.fixture(scope="session")
+def as_prm(tmp_path_factory):
+    """as_prm(folder) -> a copy of a policy's folder that says it is a PRM; with label tokens it can be one."""
+
+    def copy(folder: Path) -> Path:
+        made = tmp_path_factory.mktemp("as_prm") / "prm"
+        shutil.copytree(folder, made)
+        card = json.loads((made / "prmkit.json").read_text())
+        (made / "prmkit.json").write_text(json.dumps({**card, "kind": "prm"}))
+        return made
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_prm(tiny_qwen2, as_prm) -> Path:
+    return as_prm(tiny_qwen2)
 
 
 @pytest.fixture(scope="session")

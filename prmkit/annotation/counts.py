@@ -31,6 +31,7 @@ class AnnotationCounts:
         prefixes: distinct prefixes estimated by rollouts.
         rollouts: rollouts sampled from them; `inherited` more were taken over from shorter prefixes.
         searches: binary searches; `repeats` more were left out because their outcome was known.
+        answered: solutions and rollouts, of those sampled, that have a final answer.
     """
 
     problems: int = 0
@@ -47,6 +48,7 @@ class AnnotationCounts:
     inherited: int = 0
     searches: int = 0
     repeats: int = 0
+    answered: int = 0
 
     def __add__(self, other: AnnotationCounts) -> AnnotationCounts:
         return AnnotationCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

@@ -64,10 +64,12 @@ class AnswerJudge:
         self._problem = problem
         self._grader = grader
         self._right: dict[str | None, bool] = {None: False}
+        self.answered = 0
 
     def right(self, texts: Sequence[str]) -> list[bool]:
         """Is the final answer of each solution text right?"""
         answers = [self._grader.extract(text) for text in texts]
+        self.answered += sum(answer is not None for answer in answers)
         new = [answer for answer in dict.fromkeys(answers) if answer not in self._right]
         if new:
             grades = self._grader.grade([(answer, self._problem.answer) for answer in new])
@@ -124,6 +126,11 @@ class Estimator:
         self.estimated = 0
         self.inherited = 0
         self.sampled = 0
+
+    @property
+    def answered(self) -> int:
+        """Texts judged so far that have a final answer."""
+        return self._judge.answered
 
     async def sample_root(self, n: int, params: SamplingParams) -> tuple[Rollout, ...]:
         """n rollouts from the bare question. They are evidence about every prefix they pass through if they were

@@ -125,6 +125,7 @@ async def annotate_problem(
         prefixes=estimator.estimated,
         rollouts=estimator.sampled,
         inherited=estimator.inherited,
+        answered=judge.answered,
     )
     return ProblemLabels(records, counts)
 

@@ -410,4 +410,5 @@ class _Search:
             inherited=self._estimator.inherited,
             searches=len(self._searched),
             repeats=self._repeats,
+            answered=self._estimator.answered,
         )

@@ -150,6 +150,7 @@ async def annotate_problem(
         rollouts=estimator.sampled,
         inherited=estimator.inherited,
         searches=len(wrong),
+        answered=estimator.answered,
     )
     return ProblemLabels(records, counts)
 

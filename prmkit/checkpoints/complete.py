@@ -12,10 +12,8 @@ So a kill at any moment leaves the checkpoint of before, or the new one. What is
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
-import shutil
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -25,6 +23,7 @@ from typing import Any
 
 from prmkit.errors import PrmkitError
 from prmkit.io import read_json, write_json
+from prmkit.ownership import discard, file_sizes, foreign, move, remove_file, replace_folder
 
 __all__ = [
     "MARKER",
@@ -46,7 +45,6 @@ SHARD_FOLDER = "shards"
 TRAINER_FILE = "trainer.pt"
 _SCHEMA = 1
 _REQUIRED = ("state_dict", "global_step")
-_EXCHANGE, _CURRENT = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +73,14 @@ def publish_folder(temporary: Path, target: Path, info: ShardedCheckpoint) -> No
     """Give a folder of flushed shards its marker and its final name; one process does it, once all have written.
 
     An older checkpoint of that name is replaced: at no moment is there none, where the file system can exchange names.
+
+    Raises:
+        ConfigError: a folder of that name holds anything else.
     """
-    files = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
-    write_json(temporary / MARKER, {"schema": _SCHEMA, **asdict(info), "files": files})
+    write_json(temporary / MARKER, {"schema": _SCHEMA, **asdict(info), "files": file_sizes(temporary)})
     for folder in {file.parent for file in _files(temporary)} | {temporary}:
         sync(folder)
-    if not target.exists():
-        temporary.replace(target)
-    elif _exchange(temporary, target):
-        _remove(temporary)
-    else:
-        old = temporary_name(target, "old")
-        _remove(old)
-        target.replace(old)
-        temporary.replace(target)
-        _remove(old)
+    replace_folder(temporary, target, MARKER, "checkpoint", "checkpoint")
     sync(target.parent)
 
 
@@ -145,21 +136,26 @@ def newest_checkpoint(folders: Iterable[str | os.PathLike[str]]) -> Path | None:
 
 
 def remove_checkpoint(path: str | os.PathLike[str]) -> None:
-    """Remove a checkpoint, file or folder; a folder loses its name first, so that none is ever seen half removed."""
+    """Remove a checkpoint, file or folder; a folder loses its name first, so that none is ever seen half removed.
+
+    A folder that holds more than a checkpoint of ours is left as it is, with a warning.
+    """
     place = Path(path)
-    if place.is_dir():
-        hidden = temporary_name(place, "removed")
-        _remove(hidden)
-        place.replace(hidden)
-        _remove(hidden)
-    else:
-        place.unlink(missing_ok=True)
+    if not place.is_dir():
+        return remove_file(place)
+    name = foreign(place, MARKER)
+    if name is not None:
+        return warnings.warn(f"{place}: not removed, {name} in it is not as prmkit wrote it", stacklevel=2)
+    hidden = temporary_name(place, "removed")
+    discard(hidden)
+    move(place, hidden)
+    return discard(hidden)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers left in a folder; nobody else may be writing there."""
-    for leftover in folder.glob(".*.ckpt.*.tmp"):
-        _remove(leftover)
+    for leftover in (*folder.glob(".*.ckpt.*.tmp"), *folder.glob(".*.ckpt.*.old")):
+        discard(leftover)
 
 
 def sync(path: Path) -> None:
@@ -170,13 +166,6 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -204,12 +193,3 @@ def _steps_of_file(file: Path) -> int | None:
     if not isinstance(content, dict) or any(key not in content for key in _REQUIRED):
         return None
     return int(content["global_step"])
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange the names of two folders in one step; False where the system or the file system cannot."""
-    try:
-        rename = ctypes.CDLL(None).renameat2
-    except (OSError, AttributeError):
-        return False
-    return bool(rename(_CURRENT, os.fsencode(one), _CURRENT, os.fsencode(other), _EXCHANGE) == 0)

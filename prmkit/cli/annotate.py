@@ -30,7 +30,7 @@ from prmkit.cli.outputs import check_output_file
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError, DataError
-from prmkit.types import Problem, SamplingParams, Task, Usage, VerifiableTask
+from prmkit.types import Engine, Problem, SamplingParams, Task, Usage, VerifiableTask
 
 if TYPE_CHECKING:
     from prmkit.annotation.runner import AnnotationRun
@@ -83,7 +83,7 @@ class AnnotateConfig:
         shared: work on one output together with other processes that were started alike; they share the folder
             <output>.parts, and the last one puts the output together.
         workers: processes on this machine, at least 1; with more than 1 they share the work as with `shared`.
-        overwrite: begin anew, whatever the output holds.
+        overwrite: begin anew, whatever an earlier run has left in the output.
     """
 
     policy: str
@@ -197,7 +197,7 @@ def run(argv: list[str]) -> int:
     )
     job = _Job(config, annotation, settings, task, problems, tuple(argv))
     with json_output(values["json"]) as answer:
-        state = _annotate(job, lambda stack: load_engine(folder, step_format, engine, stack))
+        state = _annotate(job, lambda stack: _looked_at(load_engine(folder, step_format, engine, stack), problems))
         answer({"output": config.output, **_report(job, state, getattr(params, "threshold", 0.0))})
     return 0
 
@@ -241,11 +241,21 @@ class _Job:
         trees = path.with_name(f"{path.name}.trees.jsonl") if self.run.method == "omegaprm" else None
         return ChunkedOutput(path, self.settings, overwrite=overwrite, companion=trees)
 
+    def check(self) -> None:
+        """Refuse files of something else in the output's place (ConfigError)."""
+        from prmkit.chunks import meta_path
+        from prmkit.ownership import check_outputs
+
+        path = Path(self.config.output)
+        files = [path, *(path.with_name(f"{path.name}.{end}") for end in ("trees.jsonl", "report.json"))]
+        check_outputs("output", path, files, meta_path(path))
+
 
 def _annotate(job: _Job, load: Any) -> dict[str, Any]:
     from prmkit.annotation.runner import Workers, run_annotation
     from prmkit.cli.progress import ProgressLine
 
+    job.check()
     if job.config.in_company:
         return _annotate_shared(job, load)
     with ExitStack() as stack:
@@ -309,6 +319,7 @@ def _report(job: _Job, state: dict[str, Any], threshold: float) -> dict[str, Any
     report = {**describe_labels(records, threshold, truth), **{f.name: state[f.name] for f in fields(_Spent)}}
     write_json(f"{output}.report.json", report)
     counts, usage = AnnotationCounts(**state["counts"]), Usage(**state["usage"])
+    _warn_of_samples(job, counts)
     console = Console(highlight=False)
     print(
         f"{output}: {counts.records} solutions of {counts.problems} problems, {counts.labels} labelled prefixes; "
@@ -325,6 +336,22 @@ def _report(job: _Job, state: dict[str, Any], threshold: float) -> dict[str, Any
             file=sys.stderr,
         )
     return {**report, "failures": state["failures"]}
+
+
+def _looked_at(engine: Engine, problems: list[Problem]) -> Engine:
+    """The engine itself, after a warning when its policy cannot read the problems."""
+    from prmkit.legibility import prompt_signs, warn_of
+
+    warn_of("policy", prompt_signs(engine.format, problems))
+    return engine
+
+
+def _warn_of_samples(job: _Job, counts: AnnotationCounts) -> None:
+    from prmkit.legibility import Signs, warn_of
+
+    given = job.config.candidates is not None  # those solutions were not sampled here
+    samples = counts.rollouts if given else counts.solutions
+    warn_of("policy", Signs(samples=samples, cut_off=0 if given else counts.cut_off, answered=counts.answered))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from prmkit.cli.progress import ProgressLine
 from prmkit.cli.signatures import Choice, ListOf, Plain, Setting
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import expand_paths
+from prmkit.ownership import check_file
 
 if TYPE_CHECKING:
     from datamodules.sources import SourceConfig
@@ -62,11 +63,13 @@ class ConvertOptions:
         split: split of hub data sets.
         limit: records at most; null takes all.
         threshold: a step is right when its value is above, in formats that know right and wrong only; in [0, 1).
+        overwrite: replace an output that is there, whatever it holds; it may be one of the inputs.
     """
 
     split: str = "train"
     limit: int | None = None
     threshold: float = 0.0
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -126,6 +129,7 @@ def run_convert(argv: list[str]) -> int:
         options, curation = build(ConvertOptions, values), values["curation"]
         check_output_file("output", values["output"])
     inputs, target = values["convert"], values["to"]
+    check_file("--output", values["output"], lambda _: options.overwrite, "file to overwrite with --overwrite true")
     total = _count_lines(inputs, options) if options.limit is None else None
     with json_output(values["json"]) as answer, ProgressLine("convert", total) as progress:
         report, curated = convert(

@@ -49,8 +49,12 @@ def run(argv: Sequence[str]) -> int:
 
     planned = stages(arguments.output, arguments.config, arguments.seed)
     rounds: list[list[StageResult]] = []
+    written = [arguments.output / name for name in ("summary.json", PICTURE)]
     with StageRunner(
-        arguments.output, write=lambda data: _forward(data), say=lambda line: print(f"== {line}", flush=True)
+        arguments.output,
+        outputs=written,
+        write=lambda data: _forward(data),
+        say=lambda line: print(f"== {line}", flush=True),
     ) as runner:
         for together in planned:
             rounds.append(runner.run_together(together))

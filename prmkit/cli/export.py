@@ -11,6 +11,8 @@ from prmkit.cli.fit_settings import normalise
 from prmkit.cli.outputs import check_output_folder
 from prmkit.cli.plain_parser import PlainParser
 from prmkit.errors import ConfigError, DataError, PrmkitError
+from prmkit.ownership import check_folder
+from prmkit.weights import CARD_FILE
 
 __all__ = ["run"]
 
@@ -30,6 +32,7 @@ def run(argv: Sequence[str]) -> int:
     """Run `prm export ...`; returns its exit status."""
     values = parser().parse_args(list(argv) or ["--help"])
     check_output_folder("OUT", values.output)
+    check_folder("OUT", values.output, CARD_FILE, "model folder")
     find_config(find_checkpoint(Path(values.checkpoint)), None if values.config is None else Path(values.config))
     from prmkit.cli.exporting import export
 
@@ -104,7 +107,7 @@ def parser() -> PlainParser:
         allow_abbrev=False,
     )
     made.add_argument("checkpoint", metavar="CKPT", help="checkpoint file, folder of shards, or run folder")
-    made.add_argument("output", metavar="OUT", help="folder to write; an existing one is replaced")
+    made.add_argument("output", metavar="OUT", help="folder to write; only a model folder of ours is replaced")
     made.add_argument("--config", help="config of the run; default: config.yaml beside or above the checkpoint")
     made.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: model.source.dtype")
     made.add_argument("--weight_version", type=int, default=0, help="version to stamp on the weights (default 0)")

@@ -51,7 +51,7 @@ class JudgeConfig:
         threshold: of a PRM's scores, in [0, 1).
         output: the file of verdicts; null stands for <judge>.verdicts.
         in_flight: solutions judged at once, and the unit of resuming; at least 1.
-        overwrite: begin anew, whatever the output holds.
+        overwrite: begin anew, whatever an earlier run has left in the output.
     """
 
     judge: str

@@ -82,13 +82,19 @@ def resolve_model(path: str, step_format: str | None, where: str, weights: bool 
         step_format: preset, file or folder to use in place of the model's own; None reads `step_format.json`.
         where: the option's name, for errors.
         weights: the model computes here; elsewhere its tokenizer and step format are enough.
+
+    Raises:
+        ConfigError: it is known to be a policy where a PRM is asked for, or the other way round.
+        DataError, StepFormatError: no such model, one that is not whole, or without a step format.
     """
     if not Path(path).is_dir():
         expect_hub()
     from prmkit.models.folders import resolve_folder
+    from prmkit.weights import check_kind
 
     try:
         folder = resolve_folder(path, weights)
+        check_kind(f"--{where}", path, folder, "prm" if where == "prm" else "policy")
         return folder, StepFormat.load(folder) if step_format is None else get_step_format(step_format)
     except (DataError, StepFormatError) as error:
         raise type(error)(f"--{where} {path}: {error}") from None

@@ -15,7 +15,7 @@ from prmkit.cli.options import build, make_parser, parse_settings, print_help, w
 from prmkit.cli.outputs import check_output_folder
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.plain_parser import PlainParser
-from prmkit.loop.config import LoopConfig
+from prmkit.loop.config import STAGES, LoopConfig
 
 __all__ = ["SUMMARY", "parse", "parser", "run"]
 
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     config = parse(argv)
     check_output_folder("run", config.run)
-    from prmkit.cli.loop_run import Loop
+    from prmkit.cli.loop_run import CONFIG_FILE, SUMMARY_FILE, Loop
     from prmkit.cli.loop_text import summary_text
     from prmkit.cli.pairs_text import plain
     from prmkit.stages import StageRunner
@@ -50,7 +50,9 @@ def run(argv: Sequence[str]) -> int:
     def say(line: str) -> None:
         print(f"== {line}", flush=True)
 
-    with StageRunner(config.run, write=_forward, say=say) as runner:
+    copies = [f"configs/{name}" for name in ("gate.json", *(f"{stage}.yaml" for stage in STAGES))]
+    written = [Path(config.run) / name for name in (CONFIG_FILE, SUMMARY_FILE, *copies)]
+    with StageRunner(config.run, outputs=written, write=_forward, say=say) as runner:
         results = Loop(config, runner, say).run()
     print(plain(summary_text(results, config)))
     return 0

@@ -212,10 +212,13 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 def _lineage(arguments: argparse.Namespace) -> None:
     from prmkit.cli.pairs_text import plain
+    from prmkit.ownership import check_file, mentions
     from registry.lineage import draw_lineage, lineage_text
 
-    if arguments.picture is not None and arguments.picture.suffix not in _PICTURES:
-        raise ConfigError("--picture", str(arguments.picture), f"a file name that ends in {' | '.join(_PICTURES)}")
+    if arguments.picture is not None:
+        if arguments.picture.suffix not in _PICTURES:
+            raise ConfigError("--picture", str(arguments.picture), f"a file name that ends in {' | '.join(_PICTURES)}")
+        check_file("--picture", arguments.picture, mentions(b"atplotlib"), "picture that prmkit drew")
     tree = _open(arguments).lineage(arguments.ref)
     print(plain(lineage_text(tree)))
     if arguments.picture is not None:
@@ -270,8 +273,11 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _promote(arguments: argparse.Namespace) -> None:
     from prmkit.io import write_json
+    from prmkit.ownership import check_file, json_has
     from registry.errors import GateRefusedError
 
+    if arguments.report is not None:
+        check_file("--report", arguments.report, json_has("ref", "alias", "promoted"), "report of prm pairs promote")
     reasons: list[str] = []
     try:
         move = _open(arguments).promote(arguments.ref, arguments.alias, force=arguments.force, reason=arguments.reason)

@@ -57,11 +57,14 @@ def add_command(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _publish(arguments: argparse.Namespace) -> None:
     from prmkit.cli.pairs_text import TransferProgress
     from prmkit.io import write_atomic
+    from prmkit.ownership import check_file, json_has
     from registry import Publication, Registry, read_metrics, record_recipe
     from registry.publish import content_key
 
     if arguments.once and arguments.key is not None:
         raise ConfigError("--key", arguments.key, "no key together with --once")
+    if arguments.report is not None:
+        check_file("--report", arguments.report, json_has("pair", "version", "policy", "prm"), "manifest of a pair")
     publication = Publication(
         pair=arguments.pair,
         policy=arguments.policy,

@@ -12,8 +12,11 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from prmkit.cli.fit_settings import config_text, normalise
 from prmkit.io import write_atomic
+from prmkit.ownership import begins_with, check_file
 
 __all__ = ["SavedConfig", "dump_config", "parse_tree"]
+
+_HEADER = "# settings of a fit, saved by prmkit"
 
 
 def parse_tree(parser: LightningArgumentParser, tree: dict[str, Any]) -> Any:
@@ -32,7 +35,8 @@ def dump_config(parser: LightningArgumentParser, config: Any, raw: dict[str, Any
 
 
 class SavedConfig(SaveConfigCallback):
-    """Writes the config of a fit into its run folder, interpolations as they were written."""
+    """Writes the config of a fit into its run folder, interpolations as they were written; over one that a run has
+    saved, and over no other."""
 
     def __init__(self, *args: Any, raw: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,6 +45,10 @@ class SavedConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         folder = trainer.log_dir or trainer.default_root_dir  # collective
-        if trainer.is_global_zero and not self.already_saved:
-            write_atomic(Path(folder) / self.config_filename, dump_config(self.parser, self.config, self.raw))
+        if self.already_saved or "://" in folder:
+            return
         self.already_saved = True
+        file = Path(folder) / self.config_filename
+        check_file("trainer.default_root_dir", file, begins_with(_HEADER.encode()), "config that a run has saved")
+        if trainer.is_global_zero:
+            write_atomic(file, f"{_HEADER}\n{dump_config(self.parser, self.config, self.raw)}")

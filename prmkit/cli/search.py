@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prmkit.chunks import ChunkedOutput
+from prmkit.chunks import ChunkedOutput, meta_path
 from prmkit.claims import ClaimFolder
 from prmkit.cli.json_output import json_output
 from prmkit.cli.loading import entered, load_engine, load_problems, load_scorer, model_identity, resolve_model
@@ -43,6 +43,8 @@ from prmkit.evaluation.budgets import (
     share_sampling,
 )
 from prmkit.evaluation.summary import check_headline
+from prmkit.legibility import prompt_signs, warn_of
+from prmkit.ownership import check_outputs
 from prmkit.scoring.ensemble import EnsembleScorer, Pessimism
 from prmkit.search.best_of_n import BestOfNParams, CoTParams
 from prmkit.search.budget import BudgetLimits
@@ -114,7 +116,7 @@ class SearchConfig:
         chunk: problems written at once, and the unit of resuming and sharing; at least 1.
         shared: work on one output together with other processes that were started alike; they share the folder
             <output>/rows.jsonl.parts, and the last one puts the rows together.
-        overwrite: begin anew, whatever the output holds.
+        overwrite: begin anew, whatever an earlier run has left in the output.
     """
 
     policy: str
@@ -332,12 +334,19 @@ def _prepare(values: Any, names: Sequence[str]) -> SearchJob:
     task, split, problems = load_problems(source, "test")
     if values["scorer"].kind == "http" and len(prm_list(config.prm)) > 1:
         raise ConfigError("prm", config.prm, "one PRM, where a server scores", "Several are scored in this process.")
+    _check_output(Path(config.output))
     models = _resolve(config, values)
     identities = {
         name: model_identity(path, models[name][0], _computed_by(name, values)) for name, path in _named_models(config)
     }
     source = replace(source, split=split)
     return SearchJob(config, source, values, task, problems, methods, planned, greedy, models, identities)
+
+
+def _check_output(folder: Path) -> None:
+    """Refuse files of something else in the place of those that are going to be written (ConfigError)."""
+    files = ("rows.jsonl", "summary.json", "accuracy_vs_budget.png", "accuracy_by_level.png")
+    check_outputs("output", folder, [folder / name for name in files], meta_path(folder / "rows.jsonl"))
 
 
 def _is_plain(config: SearchConfig) -> bool:
@@ -416,6 +425,8 @@ def _scorer(job: SearchJob, stack: ExitStack) -> StepScorer | None:
     """The PRM, or several as one."""
     found = [entry for name, entry in job.models.items() if name.partition(".")[0] == "prm"]
     loaded = [load_scorer(*entry, job.values["scorer"], stack, job.values["engine"].device) for entry in found]
+    for scorer in loaded:
+        warn_of("PRM", prompt_signs(scorer.format, job.problems, prm=True))
     if len(loaded) > 1:
         return EnsembleScorer(loaded, job.config.pessimism)
     return loaded[0] if loaded else None
@@ -454,6 +465,7 @@ def _searchers(job: SearchJob, stack: ExitStack) -> tuple[Searcher, ...]:
     values, models = job.values, job.models
     grader = entered(job.task.grader, stack)
     engine = load_engine(*models["policy"], values["engine"], stack, logprobs=_reads_logprobs(job))
+    warn_of("policy", prompt_signs(engine.format, job.problems))
     scorer, second = _scorer(job, stack), None
     if "discriminator" in models:
         second = load_engine(*models["discriminator"], replace(values["engine"], kind="hf"), stack)

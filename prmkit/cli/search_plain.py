@@ -15,6 +15,7 @@ from prmkit.evaluation.plots import companion, plot_accuracy
 from prmkit.evaluation.summary import figures, tokens_spent, truth_figures
 from prmkit.evaluation.tables import accuracy_rows, rich_table
 from prmkit.io import write_json
+from prmkit.legibility import Signs, warn_of
 from prmkit.search.rows import SearchRow, read_rows
 from prmkit.types import VerifiableTask
 
@@ -79,7 +80,11 @@ def describe_prm(result: dict[str, Any]) -> None:
 
 
 def warn_of_failures(rows: Sequence[SearchRow]) -> None:
-    """A warning on stderr when problems failed, with the first of them."""
+    """Warnings on stderr: when problems failed, with the first of them, and when no sample can be used."""
+    traces = [trace for row in rows for trace in row.traces]
+    cut_off = sum(trace.finish != "stop" for trace in traces)
+    answered = sum(trace.answer is not None for trace in traces)
+    warn_of("policy", Signs(samples=len(traces), cut_off=cut_off, answered=answered))
     failed = [row for row in rows if row.error is not None]
     if failed:
         first = failed[0]

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 
 from prmkit.errors import ConfigError, EngineLostError, ServerError
 from prmkit.models.sharding import whole
+from prmkit.ownership import remove_file
 
 __all__ = ["HTTPChannel", "SyncReport", "WeightChannel", "check_names", "iter_weights", "send_weights", "transfer_root"]
 
@@ -163,7 +164,7 @@ def send_weights(
                 path = Path(own) / f"{number}.safetensors"
                 save_file(chunk, path)
                 channel.update({"file": path.name, "names": list(chunk)})
-                path.unlink()
+                remove_file(path)
                 files += 1
                 tensors += len(chunk)
                 size += sum(tensor.nbytes for tensor in chunk.values())

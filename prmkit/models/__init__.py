@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prmkit.models.folders import ModelCard, atomic_folder, read_card, resolve_folder
+    from prmkit.models.folders import ModelCard, atomic_folder, check_target, read_card, resolve_folder
     from prmkit.models.lora import LoraSpec, merged_state_dict
     from prmkit.models.policy import (
         LoadedPolicy,
@@ -34,6 +34,7 @@ __all__ = [
     "atomic_folder",
     "build_policy",
     "build_prm",
+    "check_target",
     "checked_lm_head",
     "forest_states",
     "hidden_states",
@@ -62,6 +63,7 @@ _MODULES = {
     "atomic_folder": "folders",
     "build_policy": "policy",
     "build_prm": "prm",
+    "check_target": "folders",
     "checked_lm_head": "policy",
     "forest_states": "prefix_forest",
     "hidden_states": "policy",

@@ -1,33 +1,40 @@
 """Model folders: where one is found, what is in it, and how one is written whole or not at all.
 
 A model folder holds what `from_pretrained` and vLLM read (config, safetensors, tokenizer), `step_format.json`, and
-`prmkit.json`, a small card that says what wrote it. Pickled weights are never read.
+`prmkit.json`, a small card that says what the model is and which files prmkit wrote: a folder is replaced only while it
+holds those, and no others. Pickled weights are never read.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 
 from prmkit.errors import DataError
 from prmkit.io import read_json, write_json
+from prmkit.ownership import check_folder, file_sizes, replace_folder, temporary_folder
+from prmkit.weights import CARD_FILE
 
-__all__ = ["CARD_FILE", "ModelCard", "atomic_folder", "read_card", "resolve_folder", "tensor_shapes", "write_card"]
+__all__ = [
+    "CARD_FILE",
+    "ModelCard",
+    "atomic_folder",
+    "check_target",
+    "read_card",
+    "resolve_folder",
+    "write_card",
+]
 
-CARD_FILE = "prmkit.json"
 _SCHEMA = 1
+_KIND = "model folder"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
@@ -46,8 +53,9 @@ class ModelCard:
 
 
 def write_card(directory: Path, card: ModelCard) -> None:
-    """Write `prmkit.json`."""
-    write_json(directory / CARD_FILE, {"schema": _SCHEMA, **asdict(card)})
+    """Write `prmkit.json`, which names the other files of the folder, each with its size in bytes."""
+    files = file_sizes(directory, leave_out=CARD_FILE)
+    write_json(directory / CARD_FILE, {"schema": _SCHEMA, **asdict(card), "files": files})
 
 
 def read_card(directory: Path) -> ModelCard | None:
@@ -99,50 +107,32 @@ def _download(name: str, weights: bool) -> Path:
         ) from error
 
 
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a folder, read from the headers of its safetensors files."""
-    index = folder / "model.safetensors.index.json"
-    names: Any = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else None
-    files = [folder / name for name in names] if names else sorted(folder.glob("*.safetensors"))
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                    shapes[key] = tuple(tensors.get_slice(key).get_shape())
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise DataError(f"{file}: not a readable safetensors file: {error}") from error
-    return shapes
+def check_target(option: str, directory: str | Path) -> None:
+    """Refuse a folder in whose place no model may be written; see `prmkit.ownership.check_folder`. ConfigError."""
+    check_folder(option, directory, CARD_FILE, _KIND)
 
 
 @contextmanager
-def atomic_folder(directory: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `directory` that takes its place when the block ends without an error.
+def atomic_folder(directory: str | Path, card: ModelCard) -> Iterator[Path]:
+    """A temporary folder beside `directory` that takes its place, with a card, when the block ends without an error.
 
     A reader finds the old folder or the new one, each whole. After a kill the old one may lie beside under a hidden
     name; it is never half of both.
+
+    Raises:
+        ConfigError: the folder there is neither empty nor a model folder that prmkit wrote (`check_target`).
     """
-    target = Path(directory)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    try:
+    check_target("directory", directory)
+    with temporary_folder(Path(directory)) as temporary:
         yield temporary
+        write_card(temporary, card)
         _sync(temporary)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
         for path in temporary.rglob("*"):  # safetensors writes files that only their owner may read
             path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
-        if target.exists():
-            retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
-            target.replace(retired / "model")
-            temporary.replace(target)
-            shutil.rmtree(retired)
-        else:
-            temporary.replace(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        replace_folder(temporary, Path(directory), CARD_FILE, _KIND)
 
 
 def _sync(folder: Path) -> None:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from transformers.models.qwen2 import Qwen2Config
 
 from prmkit.errors import StepFormatError
+from prmkit.weights import head_outputs
 
 __all__ = ["HeadPlan", "Qwen2ForProcessRewardModel", "plan_head"]
 
@@ -76,7 +77,7 @@ def plan_head(kind: str, shapes: Mapping[str, tuple[int, ...]], folder: Path) ->
     Raises:
         StepFormatError: the folder holds the head of another kind.
     """
-    found = _outputs(shapes)
+    found = head_outputs(shapes)
     wanted = _OUTPUTS.get(kind)
     if found is not None and found != wanted:
         held = next((k for k, n in _OUTPUTS.items() if n == found), f"a head of {found} outputs")
@@ -93,14 +94,6 @@ def plan_head(kind: str, shapes: Mapping[str, tuple[int, ...]], folder: Path) ->
         config["token_classification_bias"] = False
     renamed = _VALUE_HEAD_NAMES if "v_head.summary.weight" in shapes else None
     return HeadPlan(AutoModelForTokenClassification, config, renamed, _NEW_HEAD if found is None else ())
-
-
-def _outputs(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Outputs of the head in a folder, None for no head but a language model's."""
-    for name in ("score.2.weight", "score.weight", "v_head.summary.weight"):
-        if name in shapes:
-            return shapes[name][0]
-    return None
 
 
 def _has_bias(shapes: Mapping[str, tuple[int, ...]]) -> bool:

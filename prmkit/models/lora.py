@@ -6,6 +6,8 @@ exported folder holds plain weights that need no peft. It is imported on first u
 
 from __future__ import annotations
 
+import difflib
+import re
 import sys
 from dataclasses import dataclass
 
@@ -28,8 +30,9 @@ class LoraSpec:
         r: rank, at least 1.
         alpha: scale; the update is multiplied by alpha / r.
         dropout: dropout probability on the adapters' input, in [0, 1).
-        target_modules: names of the linear layers that get adapters, e.g. ["q_proj", "v_proj"]; "all-linear" takes
-            every linear layer of the decoder, heads left out.
+        target_modules: names of the linear layers that get adapters, e.g. ["q_proj", "v_proj"], each of which the model
+            must have; "all-linear" takes every linear layer of the decoder, heads left out; other text is a pattern of
+            whole names.
     """
 
     r: int = 16
@@ -48,19 +51,22 @@ class LoraSpec:
             raise ConfigError("lora.target_modules", self.target_modules, 'layer names, or "all-linear"')
 
 
-def add_lora(backbone: nn.Module, spec: LoraSpec, seed: int) -> None:
+def add_lora(backbone: nn.Module, spec: LoraSpec, seed: int, tied: bool = False) -> None:
     """Put adapters into a decoder, in place, and freeze its other parameters.
 
     Args:
         backbone: decoder without its head.
         spec: which adapters.
         seed: of the adapters' initial values; the global generator is left as it was.
+        tied: the embeddings are the weights of the output layer, too.
 
     Raises:
-        ConfigError: no layer of the model has one of the names wanted.
+        ConfigError: a name that no layer of the model has, a layer that takes no adapter, or the embeddings of a model
+            that computes its logits with them, too.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    _check_targets(backbone, spec.target_modules, tied)
     config = LoraConfig(
         r=spec.r,
         lora_alpha=spec.alpha,
@@ -72,12 +78,43 @@ def add_lora(backbone: nn.Module, spec: LoraSpec, seed: int) -> None:
         try:
             inject_adapter_in_model(config, backbone, adapter_name=_ADAPTER)
         except ValueError as error:
-            linear = sorted(
-                {name.rsplit(".", 1)[-1] for name, m in backbone.named_modules() if isinstance(m, nn.Linear)}
-            )
             raise ConfigError(
-                "lora.target_modules", spec.target_modules, f'"all-linear" or some of {", ".join(linear)}', str(error)
+                "lora.target_modules", spec.target_modules, _accepted(backbone), str(error).splitlines()[0]
             ) from error
+
+
+def _check_targets(backbone: nn.Module, wanted: str | list[str], tied: bool) -> None:
+    """Refuse names that peft would pass over, and embeddings that cannot be exported (ConfigError)."""
+    if wanted == "all-linear":
+        return
+    modules = [name for name, _ in backbone.named_modules() if name]
+    taken: set[str] = set()
+    for target in [wanted] if isinstance(wanted, str) else wanted:
+        try:  # peft reads text as a pattern of whole names
+            pattern = re.compile(target if isinstance(wanted, str) else rf"(.*\.)?{re.escape(target)}")
+        except re.error as error:
+            raise ConfigError("lora.target_modules", target, _accepted(backbone), f"As a pattern: {error}.") from None
+        found = {name for name in modules if pattern.fullmatch(name)}
+        if not found:
+            ends = sorted({name.rpartition(".")[2] for name in modules})
+            near = difflib.get_close_matches(target, ends, n=3)
+            meant = f"Did you mean [{'] or ['.join(near)}]?" if near else ""
+            raise ConfigError("lora.target_modules", target, _accepted(backbone), meant)
+        taken |= found
+    shared = {name for name in taken if tied and isinstance(backbone.get_submodule(name), nn.Embedding)}
+    if shared:
+        raise ConfigError(
+            "lora.target_modules",
+            min(shared),
+            _accepted(backbone),
+            "This model computes its logits with the same weights (tie_word_embeddings): with an adapter on one side "
+            "only it could not be exported.",
+        )
+
+
+def _accepted(backbone: nn.Module) -> str:
+    linear = {name.rpartition(".")[2] for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    return f'"all-linear" or some of {", ".join(sorted(linear))}'
 
 
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prmkit.ends import end_ids_of, model_end_ids
 from prmkit.errors import DataError, StepFormatError
-from prmkit.models.folders import ModelCard, atomic_folder, read_card, resolve_folder, write_card
+from prmkit.models.folders import ModelCard, atomic_folder, read_card, resolve_folder
 from prmkit.models.lora import add_lora, merged_state_dict
 from prmkit.models.sharding import writes
 from prmkit.models.source import (
@@ -29,6 +29,7 @@ from prmkit.models.source import (
     write_tokenizer,
 )
 from prmkit.steps import BoundStepFormat, StepFormat
+from prmkit.weights import SPOILED, check_kind, check_weights
 
 __all__ = ["LoadedPolicy", "build_policy", "checked_lm_head", "load_policy", "save_policy"]
 
@@ -71,19 +72,19 @@ def save_policy(
     """Write a policy as a folder that transformers and vLLM read, with its step format; whole or not at all.
 
     `generation_config.json` names every id that ends a sample: the model's own, and those of the step format.
-    Adapters are folded into the written weights; the model itself stays as it is. An existing folder is replaced. Where
-    weights are divided among processes it is collective: process 0 writes, and holds all weights on the CPU meanwhile.
+    Adapters are folded into the written weights; the model itself stays as it is. A model folder that prmkit wrote is
+    replaced, any other is refused (ConfigError). Where weights are divided among processes it is collective: process 0
+    writes, and holds all weights on the CPU meanwhile.
     """
     bound = step_format if isinstance(step_format, BoundStepFormat) else step_format.bind(tokenizer)
     state = merged_state_dict(model)
     if not writes(model):
         return
-    with atomic_folder(directory) as folder:
+    with atomic_folder(directory, ModelCard("policy", weight_version)) as folder:
         model.save_pretrained(folder, state_dict=state)
         write_tokenizer(tokenizer, folder)
         _write_ends(model, bound, folder)
         bound.spec.save(folder)
-        write_card(folder, ModelCard("policy", weight_version))
 
 
 def _write_ends(model: PreTrainedModel, bound: BoundStepFormat, folder: Path) -> None:
@@ -115,10 +116,12 @@ def load_policy(
         attn_implementation: attention kernel; None leaves the choice to transformers.
 
     Raises:
-        DataError: no such folder, no safetensors, weights missing.
+        ConfigError: the folder holds a PRM.
+        DataError: no such folder, no safetensors, weights missing or broken.
         StepFormatError: no step format, or one that the tokenizer cannot express.
     """
     folder = resolve_folder(path)
+    check_kind("policy", path, folder, "policy")
     spec = step_format if step_format is not None else StepFormat.load(folder)
     tokenizer = read_tokenizer(folder)
     model = read_model(AutoModelForCausalLM, folder, to_dtype(dtype), attn_implementation)
@@ -154,12 +157,17 @@ def prepare_training(model: PreTrainedModel, source: ModelSource, head: nn.Modul
     """
     if source.lora is not None:
         model.requires_grad_(False)
-        add_lora(model.base_model, source.lora, source.seed)
+        add_lora(model.base_model, source.lora, source.seed, tied=_is_tied(model))
         if head is not None:
             head.requires_grad_(True)
     if source.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    output = model.get_output_embeddings()
+    return output is not None and output.weight is model.get_input_embeddings().weight
 
 
 def read_model(
@@ -183,8 +191,9 @@ def read_model(
         options: further arguments of `from_pretrained`.
 
     Raises:
-        DataError: weights are missing that are not in `new`, or the folder cannot be read.
+        DataError: weights are missing that are not in `new`, are cut off or not finite, or the folder cannot be read.
     """
+    check_weights(folder)
     try:
         with seeded(seed):
             model, info = auto_class.from_pretrained(
@@ -206,6 +215,9 @@ def read_model(
             f"{folder}: {len(lost)} weights of {type(model).__name__} are not in it, e.g. {lost[0]}. "
             f"This folder holds another kind of model."
         )
+    spoiled = next((name for name, tensor in model.named_parameters() if not _finite(tensor)), None)
+    if spoiled is not None:
+        raise DataError(f"{folder}: {spoiled} {SPOILED}")
     if missing:
         logger.warning(
             "%s: %d weights are new and random (seed %d): %s", folder, len(missing), seed, ", ".join(missing)
@@ -214,6 +226,11 @@ def read_model(
         names = sorted(info["unexpected_keys"])
         logger.warning("%s: %d tensors are not used, e.g. %s", folder, len(names), names[0])
     return cast(PreTrainedModel, model)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite; a sum tells, and needs no room of its own."""
+    return not tensor.is_floating_point() or tensor.is_meta or bool(tensor.detach().sum(dtype=torch.float64).isfinite())
 
 
 def checked_lm_head(model: PreTrainedModel) -> nn.Linear:

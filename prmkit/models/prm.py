@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 
 from prmkit.ends import model_end_ids
 from prmkit.losses.prm import log_odds
-from prmkit.models.folders import ModelCard, atomic_folder, resolve_folder, tensor_shapes, write_card
+from prmkit.models.folders import ModelCard, atomic_folder, resolve_folder
 from prmkit.models.heads import plan_head
 from prmkit.models.lora import merged_state_dict
 from prmkit.models.policy import checked_lm_head, hidden_states, prepare_training, read_model
@@ -33,6 +33,7 @@ from prmkit.models.source import (
     write_tokenizer,
 )
 from prmkit.steps import BoundStepFormat, StepFormat
+from prmkit.weights import check_weights
 
 __all__ = ["PRMModel", "build_prm"]
 
@@ -98,11 +99,10 @@ class PRMModel(nn.Module):
         state = merged_state_dict(self.model)
         if not writes(self.model):
             return
-        with atomic_folder(directory) as folder:
+        with atomic_folder(directory, ModelCard("prm", weight_version)) as folder:
             self.model.save_pretrained(folder, state_dict=state)
             write_tokenizer(self.tokenizer, folder)
             self.format.spec.save(folder)
-            write_card(folder, ModelCard("prm", weight_version))
 
     @property
     def tokenizer(self) -> Any:
@@ -176,7 +176,7 @@ def build_prm(source: ModelSource, step_format: BoundStepFormat) -> PRMModel:
 
 
 def _read(folder: Path, bound: BoundStepFormat, dtype: str, attention: str | None, seed: int) -> PreTrainedModel:
-    plan = plan_head(bound.spec.prm.head, tensor_shapes(folder), folder)
+    plan = plan_head(bound.spec.prm.head, check_weights(folder), folder)
     config = read_config(folder)
     for name, value in plan.config.items():
         setattr(config, name, value)

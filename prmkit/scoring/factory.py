@@ -12,6 +12,7 @@ from prmkit.scoring.config import ScorerConfig
 from prmkit.scoring.http import HTTPScorer
 from prmkit.scoring.prm import PRMScorer
 from prmkit.steps import StepFormat
+from prmkit.weights import check_kind
 
 __all__ = ["open_scorer"]
 
@@ -32,6 +33,7 @@ def open_scorer(
         ConfigError, DataError, StepFormatError: the model cannot be used, or a setting.
         EngineLostError: kind http, and no server answers or one does not do what it is asked.
     """
+    check_kind("prm", folder, folder, "prm")
     match config.kind:
         case "hf":
             from prmkit.models import PRMModel

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from prmkit.errors import StepFormatError
 from prmkit.io import read_json
-from prmkit.models.folders import tensor_shapes
 from prmkit.steps import BoundStepFormat, EncodedSteps
+from prmkit.weights import check_weights
 
 __all__ = ["PoolingPlan", "plan_pooling"]
 
@@ -75,7 +75,7 @@ def plan_pooling(folder: str | Path, bound_format: BoundStepFormat, every_token:
     prm = bound_format.spec.prm
     architectures = read_json(folder / "config.json").get("architectures") or [""]
     architecture = str(architectures[0])
-    shapes = tensor_shapes(folder)
+    shapes = check_weights(folder)
     tag = bound_format.tag_ids[-1] if prm.read == "tag" and not every_token else None
     pooler: dict[str, Any] = {"task": "token_classify"}
     pooler |= {"tok_pooling_type": "ALL"} if tag is None else {"tok_pooling_type": "STEP", "step_tag_id": tag}

@@ -109,9 +109,9 @@ def test_hub_layout_opens_as_repositories(policy, store, tmp_path, capsys):
     PRMModel.from_pretrained(places["prm"])
     assert main(["pairs", "export", "toy@1", str(tmp_path / "hub"), "--registry", url]) == 0  # again, in their place
     (tmp_path / "mine" / "toy-prm").mkdir(parents=True)
-    (tmp_path / "mine" / "toy-prm" / "thesis.tex").touch()
+    (tmp_path / "mine" / "toy-prm" / "thesis.tex").write_text("mine")
     assert main(["pairs", "export", "toy@1", str(tmp_path / "mine"), "--registry", url]) == 2
-    assert "holds something else" in capsys.readouterr().err
+    assert "toy-prm/thesis.tex: would be replaced" in capsys.readouterr().err
     assert (tmp_path / "mine" / "toy-prm" / "thesis.tex").exists()
 
 

@@ -99,11 +99,11 @@ class Modes(Callback):
         self.seen.append((torch.get_rng_state().sum().item(), [part.training for part in pl_module.modules()]))
 
 
-def test_a_fit_is_the_same_to_the_last_bit_with_and_without(policy, tmp_path):
+def test_a_fit_is_the_same_to_the_last_bit_with_and_without(policy, as_prm, tmp_path):
     """With dropout, so that a random number drawn in between would change the weights."""
     modules, modes, trainers = [SFT(DROPPING, optimizer=FAST) for _ in range(2)], [Modes(), Modes()], []
     search = SearchEvaluation(
-        {"best_of_n": {}, "beam_search": {"width": 2}}, [2], every_n_steps=2, prm=str(policy), **SEARCH
+        {"best_of_n": {}, "beam_search": {"width": 2}}, [2], every_n_steps=2, prm=str(as_prm(policy)), **SEARCH
     )
     loggers = [CSVLogger(tmp_path, name="", version="csv"), TensorBoardLogger(tmp_path, name="", version="tb")]
     trainers.append(fit(modules[0], sft_data(), modes[0], root=tmp_path / "without"))
@@ -133,11 +133,11 @@ def test_a_fit_is_the_same_to_the_last_bit_with_and_without(policy, tmp_path):
     assert [value.step for value in events.Scalars("search/best_of_n/2/oracle")] == [2, 4]
 
 
-def test_every_method_on_mathematics(tiny_qwen2, data_dir, tmp_path):
+def test_every_method_on_mathematics(tiny_qwen2, tiny_qwen2_prm, data_dir, tmp_path):
     """All methods, with a pair of Qwen2's shape and chat format, on prompts of MATH-500."""
     math = {"task": "math500", "data": str(data_dir / "math"), "limit": 2, "sampling": SamplingParams(max_tokens=10)}
     methods = {name: {"step_tokens": 4} if name in STEPWISE else {} for name in METHODS}
-    search = SearchEvaluation(methods, [4], every_n_epochs=1, prm=str(tiny_qwen2), headline="last_vote", **math)
+    search = SearchEvaluation(methods, [4], every_n_epochs=1, prm=str(tiny_qwen2_prm), headline="last_vote", **math)
     trainer = fit(SFT(ModelSource(path=str(tiny_qwen2)), optimizer=FAST), sft_data(512), search, root=tmp_path)
     searches = json.loads((tmp_path / "search" / "step=4.json").read_text())["figures"]["searches"]
     assert {entry["method"] for entry in searches} == set(METHODS)

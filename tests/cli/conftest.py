@@ -55,6 +55,12 @@ def memorised_policy(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def memorised_prm(memorised_policy, as_prm):
+    """The same model as a PRM that was never trained."""
+    return as_prm(memorised_policy)
+
+
 def wait_for_orphans(run: Path) -> None:
     """A stage's process is killed with its parent, but not in the same instant."""
     deadline = time.monotonic() + 10

@@ -46,7 +46,7 @@ def test_samples_of_several_formats_become_one_file(run, data_dir, tmp_path):
 def test_there_and_back_again(run, data_dir, tmp_path):
     sample = data_dir / "formats" / "math-aps-tree.jsonl"
     assert run(sample, "--from", "math-aps", "--to", "prmkit", "--output", "own.jsonl")[0] == 0
-    assert run("own.jsonl", "--to=math-aps-tree", "--output=own.jsonl")[0] == 0  # in place
+    assert run("own.jsonl", "--to=math-aps-tree", "--output=own.jsonl", "--overwrite=true")[0] == 0  # in place
     trees = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
     native = [json.loads(line) for line in sample.read_text().splitlines()]
     for tree in (*trees, *native):

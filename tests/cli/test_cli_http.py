@@ -57,9 +57,9 @@ def post(url, body):
 
 
 @pytest.fixture(scope="module")
-def served(memorised_policy):
+def served(memorised_policy, memorised_prm):
     """Both models on one server, that lives as long as the module's tests."""
-    prm = ["--prm", str(memorised_policy), "--prm_name", "judge"]
+    prm = ["--prm", str(memorised_prm), "--prm_name", "judge"]
     server = Served("--policy", str(memorised_policy), "--policy_name", "writer", *prm)
     yield server
     body = {"model": "writer", "prompt": [5], "n": 500, "max_tokens": 40, "temperature": 10, "seed": 1}
@@ -77,7 +77,9 @@ def served(memorised_policy):
 def tokenizer_only(memorised_policy, tmp_path):
     """What a machine needs of the policy when servers compute it."""
     folder = tmp_path / "tokenizer-only"
-    shutil.copytree(memorised_policy, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    shutil.copytree(
+        memorised_policy, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json", "prmkit.json")
+    )
     return folder
 
 
@@ -123,9 +125,9 @@ def test_annotation_is_the_same_in_process_and_through_servers_of_which_one_dies
     assert "engine.dtype: got 'float32'; accepted: None" in capsys.readouterr().err
 
 
-def test_search_with_policy_and_prm_on_servers(memorised_policy, tokenizer_only, served, tmp_path):
+def test_search_with_policy_and_prm_on_servers(memorised_policy, memorised_prm, tokenizer_only, served, tmp_path):
     options = [*TASK, *SAMPLING, "--n", "4"]
-    here = ["--policy", str(memorised_policy), "--prm", str(memorised_policy)]
+    here = ["--policy", str(memorised_policy), "--prm", str(memorised_prm)]
     there = ["--policy", str(tokenizer_only), "--prm", str(tokenizer_only), "--endpoint", served.url, "--model"]
     there += ["writer", "--prm_endpoint", served.url, "--prm-model", "judge"]
     assert main(["search", *here, "--output", str(tmp_path / "here"), *options]) == 0
@@ -149,7 +151,7 @@ def test_search_with_policy_and_prm_on_servers(memorised_policy, tokenizer_only,
         (["--endpoint", "localhost:8000"], "http.endpoints: got 'localhost:8000'"),
         (["--endpoint", "URL"], "http.model: got None; accepted: one of writer | judge"),
         (["--endpoint", "URL", "--model", "large"], "http.model: got 'large'; accepted: one of writer | judge"),
-        (["--endpoint", "URL", "--model", "judge"], "this server has writer, judge"),
+        (["--endpoint", "URL", "--model", "judge"], "that of 'judge' there "),
         (["--endpoint", "URL", "--engine.http.concurrency", "0"], "http.concurrency: got 0"),
     ],
 )

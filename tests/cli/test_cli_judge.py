@@ -28,8 +28,8 @@ def labels(tmp_path):
     return path
 
 
-def test_a_prm_judges_every_solution_once_and_the_filter_keeps_what_it_agrees_with(labels, memorised_policy, capsys):
-    arguments = ["annotate", "--judge", str(labels), "--prm", str(memorised_policy), "--engine.device", "cpu"]
+def test_a_prm_judges_every_solution_once_and_the_filter_keeps_what_it_agrees_with(labels, memorised_prm, capsys):
+    arguments = ["annotate", "--judge", str(labels), "--prm", str(memorised_prm), "--engine.device", "cpu"]
     assert main([*arguments, "--threshold", "0.0"]) == 0  # no score is 0: the judge finds nothing wrong
     verdicts = labels.with_name("steps.jsonl.verdicts")
     before = verdicts.read_bytes()

@@ -195,7 +195,8 @@ def test_no_command_imports_torch(prm, folders, tmp_path):
     prm("publish", "math", "--policy", folders[0], "--prm", folders[1])
     for argv in (("list",), ("list", "--help"), ("show", "math"), ("history", "math"), ("verify",), ("gc",),
                  ("pull", "math", str(tmp_path / "x")), ("diff", "math@1", "math"), ("check", *folders)):  # fmt: skip
-        assert not imported("pairs", *argv) & HEAVY, argv
+        heavy = HEAVY - {"numpy"} if argv == ("verify",) else HEAVY  # verify looks at the weights' numbers
+        assert not imported("pairs", *argv) & heavy, argv
 
 
 def test_a_thousand_versions_are_listed_at_once(prm, folders, tmp_path):

@@ -22,9 +22,9 @@ OPTIONS = [
 
 
 @pytest.fixture
-def search(memorised_policy, tmp_path):
+def search(memorised_policy, memorised_prm, tmp_path):
     def run(*extra, output="out", prm=True):
-        models = ["--policy", str(memorised_policy), *(["--prm", str(memorised_policy)] if prm else [])]
+        models = ["--policy", str(memorised_policy), *(["--prm", str(memorised_prm)] if prm else [])]
         return main(["search", *models, "--output", str(tmp_path / output), *OPTIONS, *extra])
 
     return run
@@ -93,10 +93,10 @@ def test_other_settings_are_refused(search, capsys):
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(search, memorised_policy, tmp_path, killed_at_rows):
+def test_killed_again_and_again(search, memorised_policy, memorised_prm, tmp_path, killed_at_rows):
     search(output="whole")
     command = [sys.executable, "-m", "prmkit.cli", "search", "--policy", str(memorised_policy), "--prm"]
-    command += [str(memorised_policy), "--output", str(tmp_path / "cut"), *OPTIONS]
+    command += [str(memorised_prm), "--output", str(tmp_path / "cut"), *OPTIONS]
     rows = tmp_path / "cut" / "rows.jsonl"
     killed_at_rows(command, rows, (1, 4, 7, 99))
     assert rows.read_bytes() == (tmp_path / "whole" / "rows.jsonl").read_bytes()
@@ -105,9 +105,9 @@ def test_killed_again_and_again(search, memorised_policy, tmp_path, killed_at_ro
     assert summaries[0]["tokens"] == summaries[1]["tokens"]
 
 
-def test_models_that_mean_other_steps_are_refused_before_loading(search, memorised_policy, tmp_path, capsys):
+def test_models_that_mean_other_steps_are_refused_before_loading(search, memorised_prm, tmp_path, capsys):
     other = tmp_path / "prm"
-    shutil.copytree(memorised_policy, other)
+    shutil.copytree(memorised_prm, other)
     step_format = read_json(other / "step_format.json")
     step_format["policy"]["separator"] = "\n\n"
     write_json(other / "step_format.json", step_format)

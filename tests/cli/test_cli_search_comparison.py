@@ -29,9 +29,9 @@ COMPARISONS = [
 
 
 @pytest.fixture
-def search(memorised_policy, tmp_path):
+def search(memorised_policy, memorised_prm, tmp_path):
     def run(*extra, output="out", prm=True):
-        models = ["--policy", str(memorised_policy), *(["--prm", str(memorised_policy)] if prm else [])]
+        models = ["--policy", str(memorised_policy), *(["--prm", str(memorised_prm)] if prm else [])]
         return main(["search", *models, "--output", str(tmp_path / output), *OPTIONS, *extra])
 
     return run
@@ -179,11 +179,11 @@ def test_every_method_but_one_solution_has_a_config():
 
 
 @pytest.mark.slow
-def test_killed_again_and_again(search, memorised_policy, tmp_path, killed_at_rows):
+def test_killed_again_and_again(search, memorised_policy, memorised_prm, tmp_path, killed_at_rows):
     extra = ["--method", "best_of_n,beam_search,mcts", "--budgets", "2,4"]
     search(*extra, output="whole")
     command = [sys.executable, "-m", "prmkit.cli", "search", "--policy", str(memorised_policy), "--prm"]
-    command += [str(memorised_policy), "--output", str(tmp_path / "cut"), *OPTIONS, *extra]
+    command += [str(memorised_prm), "--output", str(tmp_path / "cut"), *OPTIONS, *extra]
     rows = tmp_path / "cut" / "rows.jsonl"
     killed_at_rows(command, rows, (7, 21, 999))
     assert rows.read_bytes() == (tmp_path / "whole" / "rows.jsonl").read_bytes()
@@ -191,9 +191,9 @@ def test_killed_again_and_again(search, memorised_policy, tmp_path, killed_at_ro
     assert summaries[0]["figures"] == summaries[1]["figures"]
 
 
-def test_several_prms_score_together(search, memorised_policy, tmp_path, capsys):
+def test_several_prms_score_together(search, memorised_prm, tmp_path, capsys):
     other = tmp_path / "other"
-    shutil.copytree(memorised_policy, other)
+    shutil.copytree(memorised_prm, other)
     tensors = load_file(other / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
     save_file(
@@ -206,8 +206,8 @@ def test_several_prms_score_together(search, memorised_policy, tmp_path, capsys)
     for name, models in {
         "one": [],
         "two": ["--prm", str(other)],
-        "both": ["--prm", str(other), "--prm", str(memorised_policy)],
-        "mean": ["--prm", f"{memorised_policy},{other}", "--pessimism", "mean"],
+        "both": ["--prm", str(other), "--prm", str(memorised_prm)],
+        "mean": ["--prm", f"{memorised_prm},{other}", "--pessimism", "mean"],
     }.items():
         assert search(*plain, *models, output=name, prm=name in ("one",)) == 0
         rows = list(read_rows(tmp_path / name / "rows.jsonl"))
@@ -219,7 +219,7 @@ def test_several_prms_score_together(search, memorised_policy, tmp_path, capsys)
     assert scores["mean"] == pytest.approx(means, abs=1e-12)
     assert scores["both tokens"] == 2 * scores["one tokens"], "every PRM is paid for"
     capsys.readouterr()
-    assert search(*plain, "--prm", f"{memorised_policy},{other}", output="mean", prm=False) == 2
+    assert search(*plain, "--prm", f"{memorised_prm},{other}", output="mean", prm=False) == 2
     assert "pessimism" in capsys.readouterr().err, "another way is another run"
     assert search(*plain, "--prm", str(other), "--prm", str(other), output="x", prm=False) == 2
     assert "error: prm: got" in capsys.readouterr().err

@@ -22,10 +22,10 @@ def test_it_says_what_the_paper_says():
     assert (config["beam_search"]["aggregation"], config["headline"]) == ("last", "last_vote")
 
 
-def test_a_tiny_qwen2_runs_it(tiny_qwen2, data_dir, tmp_path, capsys):
+def test_a_tiny_qwen2_runs_it(tiny_qwen2, tiny_qwen2_prm, data_dir, tmp_path, capsys):
     overrides = {
         "policy": tiny_qwen2,
-        "prm": tiny_qwen2,
+        "prm": tiny_qwen2_prm,
         "output": tmp_path / "out",
         "data": data_dir / "math",
         "limit": 2,
@@ -58,8 +58,8 @@ def test_a_tiny_qwen2_runs_it(tiny_qwen2, data_dir, tmp_path, capsys):
     assert "Level 5 (1)" in capsys.readouterr().out
 
 
-def test_every_method_solves_math500_with_a_tiny_qwen2(tiny_qwen2, data_dir, tmp_path):
-    models = ["--policy", str(tiny_qwen2), "--prm", str(tiny_qwen2), "--discriminator", str(tiny_qwen2)]
+def test_every_method_solves_math500_with_a_tiny_qwen2(tiny_qwen2, tiny_qwen2_prm, data_dir, tmp_path):
+    models = ["--policy", str(tiny_qwen2), "--prm", str(tiny_qwen2_prm), "--discriminator", str(tiny_qwen2)]
     arguments = [
         *models,
         "--task",

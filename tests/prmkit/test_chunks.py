@@ -58,8 +58,9 @@ def test_other_settings_are_refused_by_name(tmp_path):
 def test_files_of_others_are_left_alone(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text("mine\n")
-    with pytest.raises(DataError, match=r"exists without x\.jsonl\.meta\.json"):
-        ChunkedOutput(path, SETTINGS)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"one with x\.jsonl\.meta\.json.*x\.jsonl would be replaced"):
+            ChunkedOutput(path, SETTINGS, overwrite=overwrite)
     assert path.read_text() == "mine\n"
     path.unlink()
     write(path)
@@ -96,7 +97,7 @@ def test_a_companion_grows_and_is_cut_with_the_chunks(tmp_path, torn):
         pytest.raises(ValueError, match="companion"),
     ):
         output.append([], {}, beside=[{"tree": 0}])
-    with pytest.raises(DataError, match=r"y\.jsonl: exists without w\.jsonl\.meta\.json"):
+    with pytest.raises(ConfigError, match=r"one with w\.jsonl\.meta\.json.*y\.jsonl would be replaced"):
         ChunkedOutput(tmp_path / "w.jsonl", SETTINGS, companion=beside)
 
 

@@ -143,14 +143,14 @@ def test_a_half_pulled_folder_does_not_pass_for_a_pair(registry, make_publicatio
     first = registry.publish(make_publication(weights=0))
     second = registry.publish(make_publication(weights=1))
     registry.pull(first.ref, tmp_path / "here")
-    hidden = blob_of(registry, second, "prm/model.safetensors")
+    hidden = blob_of(registry, second, "prm/prmkit.json")
     hidden.rename(tmp_path / "hidden")
     with pytest.raises(NotFoundError, match=hidden.name):
         registry.pull(second.ref, tmp_path / "here")
     assert not (tmp_path / "here" / PULLED_FILE).exists()
     (tmp_path / "hidden").rename(hidden)
     registry.pull(second.ref, tmp_path / "here")
-    assert hash_file(tmp_path / "here/prm/model.safetensors") == hidden.name
+    assert hash_file(tmp_path / "here/prm/prmkit.json") == hidden.name
 
 
 def test_nothing_is_written_through_links(registry, make_publication, tmp_path):

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.models import (
     LoraSpec,
+    ModelCard,
     ModelSource,
     atomic_folder,
     build_policy,
@@ -144,7 +145,7 @@ def test_folder_is_whole_or_absent(tmp_path: Path) -> None:
     target = tmp_path / "model"
 
     def write(text: str, fail: bool = False) -> None:
-        with atomic_folder(target) as folder:
+        with atomic_folder(target, ModelCard("policy")) as folder:
             (folder / "a").write_text(text)
             if fail:
                 raise RuntimeError("killed")

@@ -15,6 +15,7 @@ from transformers import (
 
 from prmkit.errors import DataError, StepFormatError
 from prmkit.models import LoraSpec, ModelSource, PRMModel, build_prm, load_tokenizer, save_policy
+from prmkit.ownership import file_sizes
 from prmkit.steps import PRMFormat, StepFormat
 
 QUESTION, STEPS = "f+5g*3h-8,7", ["f+5=C", "g*3=4", "h-8=C"]
@@ -111,6 +112,7 @@ def test_round_trip(tokenizer, head: str, tmp_path: Path) -> None:
         "schema": 1,
         "kind": "prm",
         "weight_version": 4,
+        "files": file_sizes(tmp_path / "prm", leave_out="prmkit.json"),
     }
     torch.testing.assert_close(again(**batch(prm)), prm(**batch(prm)), rtol=0, atol=0)
     assert (again.hidden_size, again.training) == (32, False)
@@ -210,7 +212,7 @@ def test_folders_that_cannot_be_read(tokenizer, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no \*.safetensors file. Pickled"):
         PRMModel.from_pretrained(folder, form("token_head"))
     (folder / "model.safetensors").write_bytes(b"\x10" * 40)
-    with pytest.raises(DataError, match=r"not a readable safetensors"):
+    with pytest.raises(DataError, match=r"not a safetensors file"):
         PRMModel.from_pretrained(folder, form("token_head"))
 
 
