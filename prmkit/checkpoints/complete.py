@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pickle
 import shutil
 import warnings
 import zipfile
@@ -114,7 +113,10 @@ def read_sharded(folder: str | os.PathLike[str]) -> ShardedCheckpoint:
 
 
 def steps_taken(path: str | os.PathLike[str]) -> int | None:
-    """Optimiser steps of the run that wrote a checkpoint, file or folder; None when it is not one, or not whole."""
+    """Optimiser steps of the run that wrote a checkpoint, file or folder; None when it is not one, or not whole.
+
+    Raises UnreadableCheckpointError for a file that is whole, but holds values that are not loaded.
+    """
     place = Path(path)
     if place.is_dir():
         try:
@@ -124,11 +126,19 @@ def steps_taken(path: str | os.PathLike[str]) -> int | None:
     return _steps_of_file(place)
 
 
-def newest_checkpoint(folders: Iterable[str | os.PathLike[str]]) -> Path | None:
+def newest_checkpoint(folders: Iterable[str | os.PathLike[str]], *, resumable: bool = False) -> Path | None:
     """The checkpoint (`*.ckpt`, file or folder) written last in these folders that is complete; None for none.
 
-    Written last by modification time, by steps taken where times are equal. What cannot be read whole is skipped with
-    a warning that names it.
+    Written last by modification time, by steps taken where times are equal. One that is not complete is skipped with a
+    warning that names it.
+
+    Args:
+        folders: where to look; one that does not exist holds none.
+        resumable: skip checkpoints of weights only, from which a fit cannot be resumed.
+
+    Raises:
+        UnreadableCheckpointError: the newest is whole, but holds values that are not loaded. Skipping it would lose the
+            steps since the one before.
     """
     found = {path for folder in folders for path in Path(folder).glob("*.ckpt")}
     written = {path: _written(path) for path in found}
@@ -139,6 +149,8 @@ def newest_checkpoint(folders: Iterable[str | os.PathLike[str]]) -> Path | None:
         step = steps_taken(path)
         if step is None:
             warnings.warn(f"{path}: not a complete checkpoint; skipped", stacklevel=2)
+        elif resumable and not _is_resumable(path):
+            warnings.warn(f"{path}: holds weights only, without the state of the fit; skipped", stacklevel=2)
         else:
             complete.append((written[path], step, path))
     return max(complete)[2] if complete else None
@@ -193,17 +205,29 @@ def _written(path: Path) -> int:
 
 
 def _steps_of_file(file: Path) -> int | None:
-    import torch
-
-    if not zipfile.is_zipfile(file):  # a torch file's index stands at its end
-        return None
-    try:
-        content: Any = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
-        return None
-    if not isinstance(content, dict) or any(key not in content for key in _REQUIRED):
+    content = _content(file)
+    if content is None or any(key not in content for key in _REQUIRED):
         return None
     return int(content["global_step"])
+
+
+def _is_resumable(path: Path) -> bool:
+    """False for a complete file that holds weights only; folders always hold the state of the fit."""
+    content = None if path.is_dir() else _content(path)
+    return content is None or "lr_schedulers" in content
+
+
+def _content(file: Path) -> dict[str, Any] | None:
+    """What a whole file holds, its tensors left on the disk; None for one that is not whole or holds no mapping."""
+    if not zipfile.is_zipfile(file):  # a torch file's index stands at its end
+        return None
+    from prmkit.checkpoints.reading import load_plain
+
+    try:
+        content: Any = load_plain(file, mmap=True)
+    except (RuntimeError, EOFError, OSError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _exchange(one: Path, other: Path) -> bool:
