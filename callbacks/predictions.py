@@ -27,6 +27,8 @@ class PredictionsWriter(pl.Callback):
         path: the JSON-lines file to write.
     """
 
+    leaves_files = True  # left out of a fast_dev_run
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 

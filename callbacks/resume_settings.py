@@ -14,22 +14,24 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_modules.optimizers import WarmupDecay
 from prmkit.errors import PrmkitError
 
-__all__ = ["ResumeSettings"]
+__all__ = ["RECORD", "ResumeSettings"]
+
+RECORD = "prmkit"
+"""Key of a checkpoint under which a fit's settings are recorded."""
 
 _COUNTERS = ("last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial", "verbose")
-_SCHEDULED = ("lr", "betas", "momentum")  # what torch's schedules change
 
 logger = logging.getLogger(__name__)
 
 
 class ResumeSettings(Callback):
-    """Records a fit's settings in its checkpoints and keeps the config's hyperparameters at a resume; `prm fit` has one.
+    """Records a fit's settings in its checkpoints, and keeps the config's at a resume; `prm fit` has one.
 
     - Optimiser groups keep the config's values. Another class of optimiser, or weights of other shapes, is refused.
     - `WarmupDecay` schedules continue at the checkpoint's step with the config's rates; when the number of batches, the
@@ -51,24 +53,26 @@ class ResumeSettings(Callback):
         self._record: dict[str, Any] = {}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["callbacks"][self.state_key] = {
+        checkpoint[RECORD] = {
             **self._record,
             "settings": self.settings,
             "length": _length(trainer),
             "total": next((float(schedule.total) for schedule in _own_schedules(trainer)), None),
             "wandb": [each.version for each in trainer.loggers if isinstance(each, WandbLogger)],
+            "csv": [each.version for each in trainer.loggers if isinstance(each, CSVLogger)],
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit":
             return
         states = checkpoint.get("callbacks", {})
-        self.found = states.get(self.state_key, {})
+        self.found = checkpoint.get(RECORD, {})
         loops = checkpoint["loops"]["fit_loop"]
         epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]["current"]
         in_epoch = epochs["processed"] < epochs["started"]
         self._position = (epochs["processed"], batches["ready"] if in_epoch else 0, checkpoint["global_step"])
-        for callback in _callbacks(trainer):
+        callbacks: list[Any] = trainer.callbacks
+        for callback in callbacks:
             state = states.get(callback.state_key)
             if isinstance(state, dict) and not isinstance(callback, Checkpoint):
                 arguments = inspect.signature(type(callback)).parameters
@@ -88,13 +92,11 @@ class ResumeSettings(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is None:
             return
-        schedules = {id(config.scheduler.optimizer): config.scheduler for config in trainer.lr_scheduler_configs}
+        kept = {id(config.scheduler.optimizer): _scheduled(config.scheduler) for config in trainer.lr_scheduler_configs}
         for optimizer, groups in zip(trainer.optimizers, self._groups, strict=True):
-            kept = _SCHEDULED if id(getattr(optimizer, "optimizer", optimizer)) in schedules else ()
+            theirs = kept.get(id(getattr(optimizer, "optimizer", optimizer)), kept.get(id(optimizer), ()))
             for group, own in zip(optimizer.param_groups, groups, strict=True):
-                group.update({name: value for name, value in own.items() if name not in kept})
-                if "betas" in own and schedules and isinstance(next(iter(schedules.values())), LambdaLR):
-                    group["betas"] = own["betas"]
+                group.update({name: value for name, value in own.items() if name not in theirs})
         for config, own in zip(trainer.lr_scheduler_configs, self._schedules, strict=True):
             if isinstance(config.scheduler, WarmupDecay):
                 self._set_length(trainer, config.scheduler)
@@ -148,11 +150,20 @@ def _check(own: Mapping[str, Any], found: Mapping[str, Any], path: object) -> No
             )
 
 
+def _scheduled(scheduler: Any) -> tuple[str, ...]:
+    """Entries of an optimiser's groups that a schedule sets."""
+    return ("lr",) if _is_function_of_step(scheduler) else ("lr", "betas", "momentum")
+
+
+def _is_function_of_step(scheduler: Any) -> bool:
+    return isinstance(scheduler, LambdaLR) or hasattr(scheduler, "_get_closed_form_lr")
+
+
 def _keep_schedule(scheduler: Any, own: dict[str, Any]) -> None:
     """Give one of torch's schedules the config's settings at the checkpoint's step."""
     if _settings_of(scheduler) == own:
         return
-    if not isinstance(scheduler, LambdaLR) and not hasattr(scheduler, "_get_closed_form_lr"):
+    if not _is_function_of_step(scheduler):
         if own.get("base_lrs") != _settings_of(scheduler).get("base_lrs"):
             logger.warning(
                 "resume: %s continues with the checkpoint's rates %s, not the config's %s: its rate is no function of "
@@ -183,10 +194,6 @@ def _own_schedules(trainer: Trainer) -> list[WarmupDecay]:
 
 def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
-
-
-def _callbacks(trainer: Trainer) -> list[Any]:
-    return list(trainer.callbacks)
 
 
 def _class_name(optimizer: Any) -> str:

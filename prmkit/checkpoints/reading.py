@@ -26,7 +26,7 @@ import torch
 
 from prmkit.errors import PrmkitError
 
-__all__ = ["UnreadableCheckpointError", "check_readable", "load_plain", "only_plain"]
+__all__ = ["UnreadableCheckpointError", "check_readable", "load_any", "load_plain", "only_plain"]
 
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray, torch.Size})
 _STANDARD: list[Any] = [
@@ -78,6 +78,11 @@ def load_plain(path: str | os.PathLike[str], **options: Any) -> Any:
     """
     with only_plain(path):
         return torch.load(path, **{"map_location": "cpu", **options}, weights_only=True)
+
+
+def load_any(path: str | os.PathLike[str], **options: Any) -> Any:
+    """Load a file written by `torch.save`, whatever it holds: it may run code."""
+    return torch.load(path, **{"map_location": "cpu", **options}, weights_only=False)
 
 
 def check_readable(checkpoint: dict[str, Any], path: object) -> None:

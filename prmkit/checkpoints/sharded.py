@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prmkit.checkpoints.complete import SHARD_FOLDER, TRAINER_FILE, read_sharded
-from prmkit.checkpoints.reading import load_plain
+from prmkit.checkpoints.reading import load_any, load_plain
 from prmkit.errors import MissingDependencyError, PrmkitError
 
 __all__ = ["check_pickles", "sharded_state", "sharded_weights", "trainer_state"]
@@ -47,8 +47,7 @@ def check_pickles(files: Iterable[Path]) -> None:
 def trainer_state(folder: str | Path, weights_only: bool = True) -> dict[str, Any]:
     """What the trainer saved beside the shards: loops, schedules, callbacks, position in the data."""
     file = Path(folder) / TRAINER_FILE
-    state: dict[str, Any]
-    state = load_plain(file) if weights_only else torch.load(file, map_location="cpu", weights_only=False)
+    state: dict[str, Any] = (load_plain if weights_only else load_any)(file)
     return state
 
 
