@@ -31,6 +31,10 @@ def complete_trainer(trainer: Trainer, command: str, config: Any) -> None:
     Raises:
         ConfigError: a limit of time without a folder for the checkpoint to stop with.
     """
+    if trainer.accumulate_grad_batches < 1:
+        raise ConfigError(
+            "trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, "an integer of at least 1"
+        )
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if trainer.fast_dev_run:
         _leave_out_writers(callbacks)

@@ -38,12 +38,6 @@ def one_line_errors(checkpoint: str | None = None) -> Iterator[None]:
         yield
     except PrmkitError:
         raise
-    except ModuleNotFoundError as error:
-        if "wandb" in str(error):
-            raise MissingDependencyError("trainer.logger: W&B is not installed: pip install 'prmkit[wandb]'") from error
-        raise
-    except MisconfigurationException as error:
-        raise PrmkitError(_with_key(str(error))) from error
     except Exception as error:
         found = _readable(error, checkpoint)
         if found is None:
@@ -53,6 +47,10 @@ def one_line_errors(checkpoint: str | None = None) -> Iterator[None]:
 
 def _readable(error: Exception, checkpoint: str | None) -> PrmkitError | None:
     text = str(error)
+    if any(isinstance(link, ModuleNotFoundError) and "wandb" in str(link) for link in _chain(error)):
+        return MissingDependencyError("trainer.logger: W&B is not installed: pip install 'prmkit[wandb]'")
+    if isinstance(error, MisconfigurationException):
+        return PrmkitError(_with_key(text))
     if isinstance(error, RuntimeError) and text.startswith("Error(s) in loading state_dict"):
         return _weights(text, checkpoint)
     if stopping := _MONITOR.search(text):
@@ -84,6 +82,14 @@ def _weights(text: str, checkpoint: str | None) -> PrmkitError:
         f"--ckpt_path {checkpoint}: {what}. A checkpoint fits the model that wrote it: set model.source as in the "
         f"run's config.yaml, or leave --ckpt_path out."
     )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
 
 
 def _origin(error: BaseException) -> str:

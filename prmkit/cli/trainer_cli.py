@@ -13,7 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.exact_resume import ExactResume
@@ -26,7 +26,6 @@ from prmkit.cli.overrides import parse_arguments
 from prmkit.cli.parsing import user_errors
 from prmkit.cli.resume import checkpoint_folders, resume
 from prmkit.cli.run_folder import check_places, hold_run_folder
-from prmkit.errors import PrmkitError
 
 __all__ = ["PrmCLI", "run_trainer"]
 
@@ -113,10 +112,8 @@ class PrmCLI(LightningCLI):
         if self.command == "predict":
             path = self.config.predictions or Path(config["default_root_dir"] or ".") / "predictions.jsonl"
             extra.append(PredictionsWriter(path))
-        try:
+        with one_line_errors():
             trainer = super()._instantiate_trainer(config, extra)
-        except MisconfigurationException as error:
-            raise PrmkitError(f"trainer: {error}") from error
         if self.command == "fit":  # the last of the callbacks: what they do at a step belongs to its checkpoint
             trainer.callbacks.append(ExactResume())
             has_one = any(isinstance(callback, Preemption) for callback in trainer.callbacks)
