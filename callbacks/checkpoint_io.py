@@ -8,9 +8,9 @@ temporary file is a hidden neighbour of the final one, is flushed, and is then r
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from prmkit.checkpoints import newest_checkpoint, remove_checkpoint, remove_leftovers, sync
+from prmkit.checkpoints.reading import UnreadableCheckpointError, check_readable, only_plain
 from prmkit.checkpoints.sharded import sharded_state
 from prmkit.errors import PrmkitError
 from prmkit.ownership import real_path, remove_file, rename
@@ -29,15 +30,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes temporary file + fsync + rename; reads with `weights_only=True` unless told otherwise.
 
     Remote paths (`s3://...`) are left to Lightning's own writer: object stores show a file only when it is whole.
+
+    Args:
+        weights_only: refuse to write what could not be loaded again without running code.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights_only: bool = True) -> None:
+        self.weights_only = weights_only
         self._cleaned: set[Path] = set()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint. A kill at any moment leaves the old file (or none) or the new one whole."""
+        """Write a checkpoint. A kill at any moment leaves the old file (or none) or the new one whole.
+
+        Raises UnreadableCheckpointError, before anything is written, for values that could not be loaded again.
+        """
+        if self.weights_only:
+            check_readable(checkpoint, path)
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -71,21 +81,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises PrmkitError for a file that is missing, incomplete, or holds anything else.
         """
+        safe = weights_only is not False
         if Path(path).is_dir():
-            return sharded_state(Path(path), weights_only is not False)
+            return sharded_state(Path(path), safe)
         try:
-            loaded: dict[str, Any] = super().load_checkpoint(
-                path,
-                map_location=map_location or "cpu",
-                weights_only=True if weights_only is None else weights_only,
-            )
+            with only_plain(path) if safe else nullcontext():
+                loaded: dict[str, Any] = super().load_checkpoint(path, map_location or "cpu", weights_only=safe)
         except FileNotFoundError:
             raise PrmkitError(f"--ckpt_path {path}: no such file") from None
-        except pickle.UnpicklingError as error:
-            raise PrmkitError(
-                f"--ckpt_path {path}: refused, it holds more than tensors and plain values ({_first_line(error)}). "
-                f"Loading it could run code; with --weights_only false it is loaded all the same."
-            ) from error
+        except UnreadableCheckpointError as error:
+            raise UnreadableCheckpointError(f"--ckpt_path {error}") from error
         except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
             raise PrmkitError(f"--ckpt_path {path}: not a complete checkpoint ({_first_line(error)})") from error
         return loaded

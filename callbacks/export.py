@@ -32,6 +32,8 @@ class ExportPretrained(Callback):
         weight_version: version to stamp on the weights.
     """
 
+    leaves_files = True  # left out of a fast_dev_run
+
     def __init__(self, dirpath: str, every_validation: bool = False, weight_version: int = 0) -> None:
         if not dirpath:
             raise ConfigError("export.dirpath", dirpath, "the path of a folder to write")

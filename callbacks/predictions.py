@@ -29,6 +29,8 @@ class PredictionsWriter(pl.Callback):
             module names in `prediction_fields`, and refused otherwise.
     """
 
+    leaves_files = True  # left out of a fast_dev_run
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = real_path(path)
 

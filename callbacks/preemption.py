@@ -1,8 +1,10 @@
-"""Stop on a signal, at the next place from which a fit can go on exactly, with a checkpoint and a status of its own.
+"""Stop on a signal or when time is used up, at the next place from which a fit can go on exactly, with a checkpoint and
+a status of its own.
 
 A cluster that takes a machine back sends SIGTERM, or a signal that the job asked for (SLURM: `--signal=USR1@180`), and
 SIGKILL a while later. On either signal, to any of the processes, all of them save one checkpoint behind the same
-optimiser step and end with the status `REQUEUE`: put the job into the queue again.
+optimiser step and end with the status `REQUEUE`: put the job into the queue again. A budget of time per start
+(`trainer.max_time`) ends the same way.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,7 +26,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from prmkit.errors import ConfigError
 from prmkit.losses import world_size
 
-__all__ = ["REQUEUE", "Preempted", "Preemption"]
+__all__ = ["REQUEUE", "Preempted", "Preemption", "ignore_signals"]
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, try again
 PREFIX = "preempted-"
@@ -31,6 +34,8 @@ PREFIX = "preempted-"
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
+
+_listened: set[signal.Signals] = set()
 
 
 class Preempted(SystemExit):
@@ -41,8 +46,16 @@ class Preempted(SystemExit):
         self.path = path
 
 
+def ignore_signals() -> None:
+    """Ignore the signals that fits of this process have listened to, from now on; a process calls it when its status is
+    decided. The interpreter takes its own handlers away before it ends, half a second earlier."""
+    for number in _listened:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Preemption(Callback):
-    """Saves and stops when a signal asks for it; `prm fit` has one whenever a ModelCheckpoint has a `dirpath`.
+    """Saves and stops when a signal asks for it or time is used up; `prm fit` has one whenever a ModelCheckpoint has a
+    `dirpath`.
 
     The signal may reach any rank at any moment. Ranks agree, in one small all-reduce a step, on the step behind which
     they stop; the end of a validation and of an epoch are such places, too. The time between signal and SIGKILL has to
@@ -55,15 +68,25 @@ class Preemption(Callback):
         dirpath: folder of the checkpoint, `preempted-STEP.ckpt`, an older one of which is removed; None is that of the
             first ModelCheckpoint. One that a ModelCheckpoint has written behind this very step does as well.
         signals: names of signals, at least one.
+        seconds: time from the start of the fit, in this process, until it stops; None sets no limit. Every start
+            completes at least one step or validation. `prm fit` puts `trainer.max_time` here.
 
     Raises:
-        ConfigError: no folder, or no signals.
+        ConfigError: no folder, no signals, or no time.
     """
 
-    def __init__(self, dirpath: str | None = None, signals: Sequence[str] = ("SIGTERM", "SIGUSR1")) -> None:
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        signals: Sequence[str] = ("SIGTERM", "SIGUSR1"),
+        seconds: float | None = None,
+    ) -> None:
         if not signals or any(not hasattr(signal, name) for name in signals):
             raise ConfigError("preemption.signals", list(signals), "names of signals, such as SIGTERM and SIGUSR1")
-        self.dirpath = dirpath
+        if seconds is not None and not seconds > 0:
+            raise ConfigError("preemption.seconds", seconds, "a positive number, or null for no limit")
+        self.dirpath, self.seconds = dirpath, seconds
+        self._started = 0.0
         self._signals = tuple(signal.Signals[name] for name in signals)
         self._before: dict[signal.Signals, Handler] = {}
         self._asked: int | None = None
@@ -73,6 +96,7 @@ class Preemption(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            self._started = time.monotonic()
             self.dirpath = self.dirpath or _folder(trainer)
             self._old = sorted(Path(self.dirpath).glob(f"{PREFIX}*.ckpt")) if "://" not in self.dirpath else []
             self._listen()
@@ -99,6 +123,7 @@ class Preemption(Callback):
         for number in self._signals:
             before = signal.signal(number, self._on_signal)
             self._before.setdefault(number, before)
+            _listened.add(number)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._asked = number  # no more: what happens next belongs to a step's end
@@ -124,7 +149,8 @@ class Preemption(Callback):
         self._stop_if_asked(trainer, "epoch")
 
     def _stop_if_asked(self, trainer: Trainer, place: str) -> None:
-        if not _any_rank(self._asked is not None, trainer.strategy.root_device):
+        late = self.seconds is not None and time.monotonic() - self._started >= self.seconds
+        if not _any_rank(self._asked is not None or late, trainer.strategy.root_device):
             return
         for number in self._signals:
             signal.signal(number, signal.SIG_IGN)  # whoever ends first has the others sent one more
@@ -135,10 +161,15 @@ class Preemption(Callback):
             each.save()
         logger.warning(
             "%s: stopping behind optimiser step %d; %s is whole. Go on with --ckpt_path last. Status %d.",
-            "signal on another rank" if self._asked is None else signal.Signals(self._asked).name,
+            self._reason(late),
             trainer.global_step, path, REQUEUE,
         )  # fmt: skip
         raise Preempted(path)
+
+    def _reason(self, late: bool) -> str:
+        if self._asked is not None:
+            return signal.Signals(self._asked).name
+        return f"{self.seconds:g} s are used up" if late else "asked for on another rank"
 
     def _save(self, trainer: Trainer) -> str:
         """Path of a whole checkpoint of this step. Collective."""

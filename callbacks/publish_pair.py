@@ -55,6 +55,8 @@ class PublishPair(Callback):
         single_writer: nobody else changes the registry meanwhile; for places without conditional writes.
     """
 
+    leaves_files = True  # left out of a fast_dev_run
+
     def __init__(
         self,
         pair: str,

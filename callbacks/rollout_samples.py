@@ -26,6 +26,8 @@ class RolloutSamples(Callback):
         per_group: solutions shown for each, at least 1.
     """
 
+    leaves_files = True  # left out of a fast_dev_run
+
     def __init__(self, dirpath: str, every_n_iterations: int = 10, groups: int = 2, per_group: int = 2) -> None:
         values = {"every_n_iterations": every_n_iterations, "groups": groups, "per_group": per_group}
         for name, value in values.items():

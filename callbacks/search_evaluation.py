@@ -70,6 +70,8 @@ class SearchEvaluation(Callback):
         dirpath: folder of pictures and figures; None is `search` in the trainer's root folder.
     """
 
+    leaves_files = True  # left out of a fast_dev_run
+
     def __init__(
         self,
         methods: dict[str, dict[str, Any]],

@@ -31,6 +31,8 @@ class TrainingSummary(Callback):
             otherwise.
     """
 
+    leaves_files = True  # left out of a fast_dev_run
+
     def __init__(self, path: str) -> None:
         if not path:
             raise ConfigError("training_summary.path", path, "the path of a file to write")

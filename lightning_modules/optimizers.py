@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 from prmkit.errors import ConfigError
 
-__all__ = ["OptimizerConfig", "build_optimizer", "lr_factor", "parameter_groups"]
+__all__ = ["OptimizerConfig", "WarmupDecay", "build_optimizer", "lr_factor", "parameter_groups"]
 
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -87,6 +86,46 @@ def lr_factor(step: int, *, total: float, warmup: int, schedule: Schedule, floor
     return floor + (1.0 - floor) * left
 
 
+class WarmupDecay(torch.optim.lr_scheduler.LambdaLR):
+    """The schedule of an `OptimizerConfig`, stepped after every optimiser step: rate = lr x `lr_factor`.
+
+    A checkpoint gives it the number of steps done and nothing else: rates and lengths are those of the config at hand.
+
+    Args:
+        optimizer: its groups hold the highest rates.
+        config: warm-up, decay and floor.
+        total: optimiser steps of the whole fit; infinite only for a constant rate after a fixed warm-up.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: OptimizerConfig, total: float) -> None:
+        self._config, self.total = config, total
+        super().__init__(optimizer, self._factor)
+
+    def _factor(self, step: int) -> float:
+        config = self._config
+        warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * self.total)
+        return lr_factor(step, total=self.total, warmup=warmup, schedule=config.schedule, floor=config.min_lr_ratio)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count, "_last_lr": self.get_last_lr()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
+        self.apply()
+
+    def apply(self) -> None:
+        """Give the optimiser the rates of the present step."""
+        rates = [base * self._factor(self.last_epoch) for base in self.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._last_lr = rates
+
+    def ends_at(self, total: float) -> None:
+        """Let the fit have another number of optimiser steps from now on."""
+        self.total = total
+        self.apply()
+
+
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's parameter groups: matrices with decay, vectors (biases, norms) without; frozen parameters left out."""
     trained = [p for p in parameters if p.requires_grad]
@@ -122,8 +161,6 @@ def build_optimizer(
             "a positive number with data of unknown length",
             'Or set optimizer.schedule to "constant" and optimizer.warmup_steps.',
         )
-    warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * total_steps)
-    factor = partial(lr_factor, total=total_steps, warmup=warmup, schedule=config.schedule, floor=config.min_lr_ratio)
     groups = parameter_groups(parameters, config.weight_decay)
     for more, lr in others:
         groups += [{**group, "lr": lr} for group in parameter_groups(more, config.weight_decay)]
@@ -134,5 +171,5 @@ def build_optimizer(
         eps=config.eps,
         fused=config.fused,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    schedule = WarmupDecay(optimizer, config, total_steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -49,6 +49,7 @@ from prmkit.checkpoints import (
     sync,
     temporary_name,
 )
+from prmkit.checkpoints.reading import check_readable
 from prmkit.checkpoints.sharded import check_pickles, trainer_state
 from prmkit.errors import ConfigError, MissingDependencyError, PrmkitError
 from prmkit.models.sharding import whole_module
@@ -118,6 +119,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             logging_level=logging.WARNING,
         )
         self.stage = stage
+        self.weights_only = True  # refuse to save what could not be loaded again without running code
         self._cleaned: set[Path] = set()
 
     # -- where it runs ------------------------------------------------------------------------------------------------
@@ -224,6 +226,9 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Write a folder of shards. A kill at any moment leaves the old one (or none) or the new one whole."""
         if storage_options is not None or "://" in str(filepath):
             raise PrmkitError(f"{filepath}: ZeRO checkpoints are written to (shared) file systems only")
+        state = {key: value for key, value in checkpoint.items() if key not in _NOT_OURS}
+        if self.weights_only:
+            check_readable(state, filepath)
         target = Path(self.broadcast(str(filepath)))
         temporary = temporary_name(target, self.broadcast(secrets.token_hex(4)))
         if self.is_global_zero:
@@ -238,7 +243,6 @@ class ZeroStrategy(DeepSpeedStrategy):
             sync(shard)
         self.barrier("shards are flushed")
         if self.is_global_zero:
-            state = {key: value for key, value in checkpoint.items() if key not in _NOT_OURS}
             torch.save(state, temporary / TRAINER_FILE)
             self._check_shards(temporary)
             for file in temporary.rglob("*"):

@@ -75,7 +75,8 @@ def test_there_are_configs_of_every_job():
 
 @pytest.mark.parametrize("name", fit_configs())
 def test_fit_config_instantiates(name, policies, tmp_path, monkeypatch):
-    from prmkit.cli.trainer_cli import PrmCLI, checkpoint_path
+    from prmkit.cli.resume import checkpoint_path
+    from prmkit.cli.trainer_cli import PrmCLI
 
     monkeypatch.chdir(tmp_path)  # shipped configs are found from anywhere
     arguments, _ = expand_configs(["--config", name, *stand_in(name, policies), "--ckpt_path", "last"])

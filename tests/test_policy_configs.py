@@ -39,7 +39,8 @@ def test_every_algorithm_has_a_small_and_a_quick_config():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config_instantiates(name, policy, tmp_path, monkeypatch):
-    from prmkit.cli.trainer_cli import PrmCLI, checkpoint_path
+    from prmkit.cli.resume import checkpoint_path
+    from prmkit.cli.trainer_cli import PrmCLI
 
     monkeypatch.chdir(tmp_path)
     expanded, _ = expand_configs([*arguments(name, policy), "--ckpt_path", "last"])

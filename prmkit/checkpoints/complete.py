@@ -13,7 +13,6 @@ So a kill at any moment leaves the checkpoint of before, or the new one. What is
 from __future__ import annotations
 
 import os
-import pickle
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -104,22 +103,36 @@ def read_sharded(folder: str | os.PathLike[str]) -> ShardedCheckpoint:
     return ShardedCheckpoint(*(found[name] for name in ("format", "stage", "processes", "global_step")))
 
 
-def steps_taken(path: str | os.PathLike[str]) -> int | None:
-    """Optimiser steps of the run that wrote a checkpoint, file or folder; None when it is not one, or not whole."""
+def steps_taken(path: str | os.PathLike[str], *, weights_only: bool = True) -> int | None:
+    """Optimiser steps of the run that wrote a checkpoint, file or folder; None when it is not one, or not whole.
+
+    Raises UnreadableCheckpointError for a file that is whole, but holds values that are not loaded.
+    """
     place = Path(path)
     if place.is_dir():
         try:
             return read_sharded(place).global_step
         except (PrmkitError, KeyError, TypeError, ValueError, OSError):
             return None
-    return _steps_of_file(place)
+    return _steps_of_file(place, weights_only)
 
 
-def newest_checkpoint(folders: Iterable[str | os.PathLike[str]]) -> Path | None:
+def newest_checkpoint(
+    folders: Iterable[str | os.PathLike[str]], *, resumable: bool = False, weights_only: bool = True
+) -> Path | None:
     """The checkpoint (`*.ckpt`, file or folder) written last in these folders that is complete; None for none.
 
-    Written last by modification time, by steps taken where times are equal. What cannot be read whole is skipped with
-    a warning that names it.
+    Written last by modification time, by steps taken where times are equal. One that is not complete is skipped with a
+    warning that names it.
+
+    Args:
+        folders: where to look; one that does not exist holds none.
+        resumable: skip checkpoints of weights only, from which a fit cannot be resumed.
+        weights_only: load no file that could run code.
+
+    Raises:
+        UnreadableCheckpointError: the newest is whole, but holds values that are not loaded. Skipping it would lose the
+            steps since the one before.
     """
     found = {path for folder in folders for path in Path(folder).glob("*.ckpt")}
     written = {path: _written(path) for path in found}
@@ -127,9 +140,11 @@ def newest_checkpoint(folders: Iterable[str | os.PathLike[str]]) -> Path | None:
     for path in sorted(found, key=lambda p: written[p], reverse=True):
         if complete and complete[0][0] > written[path]:
             break
-        step = steps_taken(path)
+        step = steps_taken(path, weights_only=weights_only)
         if step is None:
             warnings.warn(f"{path}: not a complete checkpoint; skipped", stacklevel=2)
+        elif resumable and not _is_resumable(path, weights_only):
+            warnings.warn(f"{path}: holds weights only, without the state of the fit; skipped", stacklevel=2)
         else:
             complete.append((written[path], step, path))
     return max(complete)[2] if complete else None
@@ -181,15 +196,28 @@ def _written(path: Path) -> int:
         return 0
 
 
-def _steps_of_file(file: Path) -> int | None:
-    import torch
-
-    if not zipfile.is_zipfile(file):  # a torch file's index stands at its end
-        return None
-    try:
-        content: Any = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
-        return None
-    if not isinstance(content, dict) or any(key not in content for key in _REQUIRED):
+def _steps_of_file(file: Path, weights_only: bool) -> int | None:
+    content = _content(file, weights_only)
+    if content is None or any(key not in content for key in _REQUIRED):
         return None
     return int(content["global_step"])
+
+
+def _is_resumable(path: Path, weights_only: bool) -> bool:
+    """False for a complete file that holds weights only; folders always hold the state of the fit."""
+    content = None if path.is_dir() else _content(path, weights_only)
+    return content is None or "lr_schedulers" in content
+
+
+def _content(file: Path, weights_only: bool) -> dict[str, Any] | None:
+    """What a whole file holds, its tensors left on the disk; None for one that is not whole or holds no mapping."""
+    if not zipfile.is_zipfile(file):  # a torch file's index stands at its end
+        return None
+    from prmkit.checkpoints.reading import load_any, load_plain
+
+    load = load_plain if weights_only else load_any
+    try:
+        content: Any = load(file, mmap=True)
+    except (RuntimeError, EOFError, OSError):
+        return None
+    return content if isinstance(content, dict) else None

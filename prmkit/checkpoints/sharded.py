@@ -7,7 +7,6 @@ it: tensors, plain values and a few records of DeepSpeed pass.
 from __future__ import annotations
 
 import contextlib
-import pickle
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from prmkit.checkpoints.complete import SHARD_FOLDER, TRAINER_FILE, read_sharded
+from prmkit.checkpoints.reading import load_any, load_plain
 from prmkit.errors import MissingDependencyError, PrmkitError
 
 __all__ = ["check_pickles", "sharded_state", "sharded_weights", "trainer_state"]
@@ -47,13 +47,7 @@ def check_pickles(files: Iterable[Path]) -> None:
 def trainer_state(folder: str | Path, weights_only: bool = True) -> dict[str, Any]:
     """What the trainer saved beside the shards: loops, schedules, callbacks, position in the data."""
     file = Path(folder) / TRAINER_FILE
-    try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=weights_only)
-    except pickle.UnpicklingError as error:
-        raise PrmkitError(
-            f"{file}: refused, it holds more than tensors and plain values ({error}). Loading it could run code; with "
-            f"--weights_only false it is loaded all the same."
-        ) from error
+    state: dict[str, Any] = (load_plain if weights_only else load_any)(file)
     return state
 
 

@@ -88,6 +88,9 @@ def run_process() -> NoReturn:
     takes a job for failed that has succeeded.
     """
     status = main()
+    preemption = sys.modules.get("callbacks.preemption")
+    if preemption is not None:  # a second signal must not change the status
+        preemption.ignore_signals()
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         atexit._run_exitfuncs()  # Lightning's, which takes leave of the group, and loggers'

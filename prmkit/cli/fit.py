@@ -7,9 +7,9 @@ configs and overrides are merged. Importing this module costs nothing; Lightning
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-import sys
 from collections.abc import Sequence
 
 from prmkit.cli.fit_files import check_files
@@ -19,6 +19,8 @@ from prmkit.cli.parsing import expand_configs
 from prmkit.processes import END_WITH_PARENT, end_with_parent
 
 __all__ = ["fit", "predict", "test", "validate"]
+
+log = logging.getLogger(__name__)
 
 TERMINATED = 128 + signal.SIGTERM
 
@@ -113,7 +115,7 @@ def _run(command: str, argv: Sequence[str]) -> int:
     arguments, files = expand_configs(arguments)
     line = read_fit(with_pair_for_fit(arguments, files), command)
     for text in line.said:
-        print(text, file=sys.stderr)
+        log.info(text)
     if prints:
         from prmkit.cli.trainer_cli import print_config
 

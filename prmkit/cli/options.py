@@ -7,7 +7,7 @@ for torch.
 from __future__ import annotations
 
 import json
-import sys
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 _WITH_JSON = ("prm search", "prm annotate", "prm annotate --convert", "prm annotate --judge")
 
 
@@ -129,7 +131,7 @@ def parse_settings(parser: Any, argv: Sequence[str]) -> Any:
         names = ", ".join(f"`{name}`" for name in missing)
         raise PrmkitError(f"{names}: not given. Give --{missing[0]} VALUE; {parser.prog} --help has examples")
     for text in line.said:
-        print(text, file=sys.stderr)
+        log.info(text)
     with user_errors(parser.prog, parser):
         config = parser.parse_object(line.tree)
         if prints:

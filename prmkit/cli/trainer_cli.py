@@ -5,30 +5,32 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.checkpoint_io import AtomicCheckpointIO, newest_checkpoint
+from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.exact_resume import ExactResume
 from callbacks.predictions import PredictionsWriter
 from callbacks.preemption import REQUEUE, Preempted, Preemption
-from prmkit.checkpoints import read_sharded
 from prmkit.cli.config_tree import CommandLine
 from prmkit.cli.default_callbacks import default_callbacks
 from prmkit.cli.fit import TERMINATED
+from prmkit.cli.fit_callbacks import complete_trainer
 from prmkit.cli.fit_settings import DEFAULTS
+from prmkit.cli.lightning_errors import one_line_errors
 from prmkit.cli.parsing import user_errors
+from prmkit.cli.resume import checkpoint_folders, resume
+from prmkit.cli.run_folder import check_places, hold_run_folder
 from prmkit.cli.saved_config import SavedConfig, dump_config, parse_tree
-from prmkit.errors import ConfigError, PrmkitError
 
-__all__ = ["PrmCLI", "checkpoint_path", "run_trainer"]
+__all__ = ["PrmCLI", "run_trainer"]
 
 INTERRUPTED = 130
 
@@ -99,7 +101,7 @@ class PrmCLI(LightningCLI):
             self.config = parse_tree(parser, args)
 
     def instantiate_classes(self) -> None:
-        with user_errors(f"prm {self.command}", self.parser):
+        with one_line_errors(), user_errors(f"prm {self.command}", self.parser):
             super().instantiate_classes()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -109,18 +111,17 @@ class PrmCLI(LightningCLI):
             extra.append(PredictionsWriter(path))
         if self.command == "fit":
             extra += default_callbacks(config, self.model, export=self.config.export, summary=self.config.summary)
-        try:
+        with one_line_errors():
             trainer = super()._instantiate_trainer(config, extra)
-        except MisconfigurationException as error:
-            raise PrmkitError(f"trainer: {error}") from error
         if self.command == "fit":  # the last of the callbacks: what they do at a step belongs to its checkpoint
             trainer.callbacks.append(ExactResume())
             has_one = any(isinstance(callback, Preemption) for callback in trainer.callbacks)
-            if self.config.preemption and _folders(trainer) and not has_one:
+            if self.config.preemption and checkpoint_folders(trainer) and not has_one:
                 trainer.callbacks.append(Preemption())
         # Strategies with a format of their own (sharded checkpoints) keep it.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        complete_trainer(trainer, self.command, self.config)
         return trainer
 
 
@@ -158,70 +159,28 @@ def parser_help(command: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def checkpoint_path(cli: PrmCLI) -> str | None:
-    """The checkpoint that `--ckpt_path` means; None to start from the model as configured.
-
-    `last` looks into the `dirpath` of every ModelCheckpoint of the config. With `fit` and no complete checkpoint there
-    it is None, with a line in the log; the other commands refuse.
-    """
-    wanted = cli.config.ckpt_path
-    if wanted is None:
-        return None
-    if wanted != "last":
-        if "://" not in wanted and not Path(wanted).exists():
-            raise ConfigError("ckpt_path", wanted, "an existing checkpoint, or `last`")
-        return _checked(cli, str(wanted))
-    folders = _folders(cli.trainer)
-    if not folders:
-        raise ConfigError(
-            "ckpt_path",
-            "last",
-            "a config whose ModelCheckpoint has a `dirpath`, which tells where the run keeps its checkpoints",
-            "Set it under trainer.callbacks, or name the checkpoint file.",
-        )
-    found = newest_checkpoint(folders)
-    if found is not None:
-        log.info("resuming from %s", found)
-        return _checked(cli, str(found))
-    if cli.command != "fit":
-        raise PrmkitError(f"--ckpt_path last: no complete checkpoint in {', '.join(folders)}; run `prm fit` first")
-    log.info("--ckpt_path last: no complete checkpoint in %s; starting afresh", ", ".join(folders))
-    return None
-
-
-def _folders(trainer: Trainer) -> list[str]:
-    """Folders that checkpoints are written to."""
-    savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
-    return [str(saver.dirpath) for saver in savers if saver.dirpath is not None]
-
-
-def _checked(cli: PrmCLI, path: str) -> str:
-    """The path itself, once it is known that a fit of this strategy can go on from it (PrmkitError)."""
-    check = getattr(cli.trainer.strategy, "check_checkpoint", None)
-    if "://" in path:
-        return path
-    if check is not None:
-        check(Path(path))
-    elif Path(path).is_dir():
-        info = read_sharded(path)
-        if cli.command == "fit":
-            raise PrmkitError(
-                f"--ckpt_path {path}: shards of ZeRO {info.stage} by {info.processes} processes, and this fit does not "
-                f"run under ZeRO. Add --config configs/strategy/zero{info.stage}.yaml, or start from its weights: "
-                f"`prm export {path} OUT` and --model.source.path OUT."
-            )
-    return path
-
-
 def run_trainer(cli: PrmCLI) -> int:
     """Run the command of a parsed command line.
 
-    Returns the exit status: 75 after a signal on which a fit saved and stopped, to be continued (see
-    `callbacks.preemption`); 143 after SIGTERM without that, 130 after SIGINT. Lightning ends with status 0 after
+    A fit holds the lock of its run folder meanwhile (`prmkit.cli.run_folder`).
+
+    Returns the exit status: 75 when a fit saved and stopped on a signal or when its time was used up, to be continued
+    (see `callbacks.preemption`); 143 after SIGTERM without that, 130 after SIGINT. Lightning ends with status 0 after
     SIGTERM, which would make a stopped run look finished.
     """
     trainer = cli.trainer
-    keywords: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": checkpoint_path(cli)}
+    with ExitStack() as stack:
+        if cli.command == "fit":
+            check_places(trainer)
+            stack.enter_context(hold_run_folder(trainer, cli.config.trainer.default_root_dir))
+        path = resume(cli)
+        stack.enter_context(one_line_errors(path))
+        return _run(cli, path)
+
+
+def _run(cli: PrmCLI, path: str | None) -> int:
+    trainer = cli.trainer
+    keywords: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": path}
     keywords["weights_only"] = cli.config.weights_only
     if cli.command == "predict":
         keywords["return_predictions"] = False

@@ -1,5 +1,6 @@
 """`prm fit` and its siblings on a toy module: merging, overrides, interpolation, messages, resuming, predictions."""
 
+import argparse
 import json
 import logging
 import os
@@ -371,7 +372,7 @@ def test_what_lightning_refuses_is_a_users_error(workdir, capsys):
 def test_unsafe_checkpoint_is_refused(workdir, capsys):
     assert main(["fit", "--config", "toy.yaml", "--trainer.max_epochs", "1"]) == 0
     checkpoint = torch.load("run/checkpoints/epoch=0-step=4.ckpt", weights_only=True)
-    torch.save({**checkpoint, "extra": Path("x")}, "unsafe.ckpt")
+    torch.save({**checkpoint, "extra": argparse.Namespace()}, "unsafe.ckpt")
     argv = ["--config", "toy.yaml", "--ckpt_path", "unsafe.ckpt"]
     assert "refused, it holds more than tensors" in error_of(capsys, *argv)
     assert main(["fit", *argv, "--weights_only", "false"]) == 0
