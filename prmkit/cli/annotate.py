@@ -239,7 +239,7 @@ class _Job:
 
 def _annotate(job: _Job, load: Any) -> dict[str, Any]:
     from prmkit.annotation.runner import Workers, run_annotation
-    from prmkit.cli.progress import ProgressLine
+    from prmkit.progress import ProgressLine
 
     if job.config.in_company:
         return _annotate_shared(job, load)
@@ -249,7 +249,7 @@ def _annotate(job: _Job, load: Any) -> dict[str, Any]:
             return output.state
         workers = Workers(load(stack), entered(job.task.grader, stack))
         done = min(output.chunks * job.run.chunk, len(job.problems))
-        progress = stack.enter_context(ProgressLine("annotate", len(job.problems), done))
+        progress = stack.enter_context(ProgressLine("annotate", len(job.problems), done, job.run.in_flight))
         return run_annotation(
             job.problems, workers, output, job.run, lambda counts, usage: progress.advance(_so_far(counts, usage))
         )
@@ -259,7 +259,7 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
     """Take part in a run that several processes share, and put its output together if nobody has done so."""
     from prmkit.annotation.runner import Workers, gather_chunks, run_claimed
     from prmkit.claims import ClaimFolder
-    from prmkit.cli.progress import ProgressLine
+    from prmkit.progress import ProgressLine
     from prmkit.cli.workers import LocalWorkers
 
     with ExitStack() as stack:
@@ -268,7 +268,8 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
             same = ("annotate", *job.arguments, "--workers", "1", "--shared", "true")
             stack.enter_context(LocalWorkers(same, job.config.workers - 1, claims.folder))
             workers = Workers(load(stack), entered(job.task.grader, stack))
-            progress = stack.enter_context(ProgressLine("annotate", len(job.problems)))
+            at_once = job.run.in_flight * job.config.workers
+            progress = stack.enter_context(ProgressLine("annotate", len(job.problems), at_once=at_once))
             size = job.run.chunk
 
             def show(counts: AnnotationCounts, usage: Usage) -> None:

@@ -22,7 +22,6 @@ from prmkit.annotation.formats import (
 from prmkit.annotation.records import StepLabels
 from prmkit.cli.options import build, make_parser, print_help, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
-from prmkit.cli.progress import ProgressLine
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import expand_paths
 

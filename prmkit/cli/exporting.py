@@ -15,6 +15,7 @@ from callbacks.checkpoint_io import AtomicCheckpointIO
 from prmkit.cli.export import find_checkpoint, find_config, read_model_config
 from prmkit.cli.parsing import user_errors
 from prmkit.errors import ConfigError, PrmkitError
+from prmkit.quiet import checkpoint_follows
 
 __all__ = ["export", "load_weights"]
 
@@ -46,7 +47,8 @@ def export(
     file = find_config(place, config)
     module = _module(file)
     state = AtomicCheckpointIO().load_checkpoint(place, weights_only=weights_only)
-    module.model = module.build_model()
+    with checkpoint_follows():
+        module.model = module.build_model()
     load_weights(module.model, state["state_dict"], f"{place} and {file}")
     if dtype is not None:
         module.model.to(getattr(torch, dtype))

@@ -92,7 +92,7 @@ def _judge(config: JudgeConfig, values: Any, path: str) -> dict[str, Any]:
     from prmkit.annotation import load_records
     from prmkit.annotation.judge import EngineJudge, Judge, ScorerJudge, run_judge
     from prmkit.chunks import ChunkedOutput
-    from prmkit.cli.progress import ProgressLine
+    from prmkit.progress import ProgressLine
 
     records = list(load_records(config.judge))
     name = str(config.prm or config.policy)

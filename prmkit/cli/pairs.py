@@ -14,7 +14,7 @@ from prmkit.cli import pairs_publish
 from prmkit.cli.pairs_options import registry_options
 
 if TYPE_CHECKING:
-    from prmkit.cli.pairs_text import TransferProgress
+    from prmkit.progress import TransferProgress
     from registry import Registry
 
 __all__ = ["run"]
@@ -148,7 +148,7 @@ def _open(arguments: argparse.Namespace, url: str | None = None) -> Registry:
 
 @contextmanager
 def _progress(name: str) -> Iterator[TransferProgress]:
-    from prmkit.cli.pairs_text import TransferProgress
+    from prmkit.progress import TransferProgress
 
     progress = TransferProgress(name)
     try:

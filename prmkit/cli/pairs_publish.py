@@ -55,7 +55,7 @@ def add_command(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _publish(arguments: argparse.Namespace) -> None:
-    from prmkit.cli.pairs_text import TransferProgress
+    from prmkit.progress import TransferProgress
     from prmkit.io import write_atomic
     from registry import Publication, Registry, read_metrics, record_recipe
     from registry.publish import content_key

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -19,11 +18,14 @@ from callbacks.checkpoint_io import AtomicCheckpointIO, newest_checkpoint
 from callbacks.exact_resume import ExactResume
 from callbacks.predictions import PredictionsWriter
 from callbacks.preemption import REQUEUE, Preempted, Preemption
+from callbacks.progress import FitProgress
 from prmkit.checkpoints import read_sharded
 from prmkit.cli.fit import TERMINATED
+from prmkit.cli.fit_ending import show_outcome
 from prmkit.cli.overrides import parse_arguments
 from prmkit.cli.parsing import user_errors
 from prmkit.errors import ConfigError, PrmkitError
+from prmkit.quiet import checkpoint_follows
 
 __all__ = ["PrmCLI", "checkpoint_path", "run_trainer"]
 
@@ -32,19 +34,6 @@ INTERRUPTED = 130
 log = logging.getLogger(__name__)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """False for Lightning's advertisement of other software at every start, and for what DeepSpeed, where it is
-    installed, says of a machine without a GPU when accelerate imports it."""
-    message = record.getMessage()
-    return "litlogger" not in message and "Setting accelerator to CPU" not in message
-
-
-for _name in ("lightning.pytorch.utilities.rank_zero", "DeepSpeed"):
-    logging.getLogger(_name).addFilter(_is_news)
-# Lightning's own use of torch, at every start and nothing that a user could change.
-warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
-# The data modules keep the loaders' positions themselves.
-warnings.filterwarnings("ignore", message=r".*resuming from a checkpoint that ended before the epoch ended")
 
 
 class PrmCLI(LightningCLI):
@@ -60,6 +49,7 @@ class PrmCLI(LightningCLI):
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
         self.command = command
+        self.arguments = list(args)
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -110,6 +100,9 @@ class PrmCLI(LightningCLI):
         if self.command == "predict":
             path = self.config.predictions or Path(config["default_root_dir"] or ".") / "predictions.jsonl"
             extra.append(PredictionsWriter(path))
+        own = config["callbacks"] or []
+        if config["enable_progress_bar"] is not False and not any(isinstance(found, ProgressBar) for found in own):
+            extra.append(FitProgress())
         try:
             trainer = super()._instantiate_trainer(config, extra)
         except MisconfigurationException as error:
@@ -191,8 +184,11 @@ def run_trainer(cli: PrmCLI) -> int:
     keywords["weights_only"] = cli.config.weights_only
     if cli.command == "predict":
         keywords["return_predictions"] = False
+    if cli.command in ("validate", "test"):
+        keywords["verbose"] = False  # the ending has the metrics
     try:
-        getattr(trainer, cli.command)(cli.model, **keywords)
+        with checkpoint_follows(keywords["ckpt_path"] is not None):
+            getattr(trainer, cli.command)(cli.model, **keywords)
     except Preempted:
         return REQUEUE
     except SIGTERMException:
@@ -201,4 +197,5 @@ def run_trainer(cli: PrmCLI) -> int:
         if trainer.state.status is TrainerStatus.INTERRUPTED:
             return INTERRUPTED
         raise
+    show_outcome(cli)
     return 0

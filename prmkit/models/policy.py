@@ -26,6 +26,7 @@ from prmkit.models.source import (
     to_dtype,
     write_tokenizer,
 )
+from prmkit.quiet import weights_follow
 from prmkit.steps import BoundStepFormat, StepFormat
 
 __all__ = ["LoadedPolicy", "build_policy", "checked_lm_head", "load_policy", "save_policy"]
@@ -151,6 +152,7 @@ def read_model(
     attn_implementation: str | None = None,
     new: tuple[str, ...] = (),
     seed: int = 0,
+    new_level: int = logging.WARNING,
     **options: Any,
 ) -> PreTrainedModel:
     """A transformers model from the safetensors of a folder, without remote code.
@@ -162,6 +164,7 @@ def read_model(
         attn_implementation: attention kernel; None leaves the choice to transformers.
         new: first parts of the names of weights that may be missing; they are drawn with `seed` and logged.
         seed: of new weights.
+        new_level: level of the log line on them; nothing is logged where a checkpoint's weights replace them.
         options: further arguments of `from_pretrained`.
 
     Raises:
@@ -188,10 +191,9 @@ def read_model(
             f"{folder}: {len(lost)} weights of {type(model).__name__} are not in it, e.g. {lost[0]}. "
             f"This folder holds another kind of model."
         )
-    if missing:
-        logger.warning(
-            "%s: %d weights are new and random (seed %d): %s", folder, len(missing), seed, ", ".join(missing)
-        )
+    if missing and not weights_follow():
+        text = "%s: %d weights are new and random (seed %d): %s"
+        logger.log(new_level, text, folder, len(missing), seed, ", ".join(missing))
     if info["unexpected_keys"]:
         names = sorted(info["unexpected_keys"])
         logger.warning("%s: %d tensors are not used, e.g. %s", folder, len(names), names[0])
