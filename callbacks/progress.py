@@ -1,4 +1,4 @@
-"""Progress of a fit, a validation, a test or a prediction, with the metrics that matter, in the look of all commands."""
+"""Progress of fit, validate, test and predict with the metrics that matter, in the look of all commands."""
 
 from __future__ import annotations
 

@@ -9,11 +9,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -104,6 +102,7 @@ class Pace:
 
     def advance(self, done: int, now: float) -> None:
         """`done` of all are complete by now."""
+        del now
         self._done = done
 
     def seconds(self, now: float) -> float | None:
@@ -124,12 +123,13 @@ class ProgressLine:
         at_once: items in work at the same time, at least 1; see `Remaining`.
     """
 
-    _shown = staticmethod(str)  # how a number of items is written
+    _shown: Callable[[int], str] = staticmethod(str)  # how a number of items is written
     _transient = False  # the bar disappears when it is closed, and no line is printed at the end
 
     def __init__(self, name: str, total: int | None, done: int = 0, at_once: int = 1) -> None:
         self._name, self._total, self._done = name, total, done
         self._text = ""
+        self._unsaid = False  # whether something happened after the last line
         self._start = self._printed = time.monotonic()
         self._lock = threading.RLock()
         self._remaining: Remaining | Pace | None = None
@@ -153,12 +153,17 @@ class ProgressLine:
             now = time.monotonic()
             if self._remaining is not None:
                 self._remaining.advance(self._done, now)
-            last = self._done == self._total and not self._transient
             if self._bar is not None:
                 self._bar.update(self._task, total=self._total, completed=self._done, **self._fields())
-            elif always or last or self._due(now):
-                self._printed = now
-                print(self._line(now), file=sys.stderr, flush=True)
+            elif always or self._due(now):
+                self._print(now)
+            else:
+                self._unsaid = True
+
+    def _print(self, now: float) -> None:
+        self._printed, self._unsaid = now, False
+        sys.stderr.write(f"{self._line(now)}\n")
+        sys.stderr.flush()
 
     def _due(self, now: float) -> bool:
         pause = max(_SECONDS_BETWEEN_LINES, _SHARE_BETWEEN_LINES * (now - self._start))
@@ -189,9 +194,11 @@ class ProgressLine:
         self.close()
 
     def close(self) -> None:
-        """Release the terminal; the last state of the bar stays."""
+        """Release the terminal, where the last state of the bar stays; elsewhere print the last state."""
         if self._bar is not None:
             self._bar.stop()
+        elif self._unsaid and not self._transient:
+            self._print(time.monotonic())
 
 
 class TransferProgress(ProgressLine):

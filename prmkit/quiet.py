@@ -61,7 +61,10 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def checkpoint_follows(follows: bool = True) -> Iterator[None]:
-    """Models that are built inside the block receive their weights from a checkpoint afterwards: new ones are no news."""
+    """Models that are built inside the block receive their weights from a checkpoint afterwards: new ones are no news,
+    nor is a folder that holds checkpoints."""
+    if follows:
+        warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     token = _follows.set(follows)
     try:
         yield

@@ -17,6 +17,7 @@ from typing import Any
 
 from prmkit.io import write_atomic
 from registry.errors import ConflictError
+from registry.gate import gate_word
 from registry.manifest import Manifest
 from registry.pull import PULLED_FILE, PulledPair
 from registry.transfer import hash_file
@@ -89,7 +90,7 @@ def hub_card(manifest: Manifest, member: str, organisation: str | None = None) -
         f"- steps: see `step_format.json`\n"
         f"- published: {manifest.published}\n"
         f"- made from: {manifest.parent or 'nothing earlier'}\n"
-        f"- gate: {'passed' if manifest.gate.passed else 'not passed'}",
+        f"- gate: {gate_word(manifest.gate.passed)}",
         *_section("Gate", [f"- {reason}" for reason in manifest.gate.reasons]),
         *_section("Figures", _figures(manifest)),
         *_section("Intended use", [card.intended_use] if card.intended_use else []),

@@ -259,8 +259,8 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
     """Take part in a run that several processes share, and put its output together if nobody has done so."""
     from prmkit.annotation.runner import Workers, gather_chunks, run_claimed
     from prmkit.claims import ClaimFolder
-    from prmkit.progress import ProgressLine
     from prmkit.cli.workers import LocalWorkers
+    from prmkit.progress import ProgressLine
 
     with ExitStack() as stack:
         claims = stack.enter_context(ClaimFolder(f"{job.config.output}.parts", job.settings, job.chunks))
@@ -297,7 +297,9 @@ def _report(job: _Job, state: dict[str, Any], threshold: float) -> None:
     from prmkit.annotation import load_records
     from prmkit.annotation.report import describe_labels
     from prmkit.cli.annotation_tables import label_tables
+    from prmkit.cli.ending import config_stems, following_annotation, show_ending
     from prmkit.io import write_json
+    from prmkit.progress import format_seconds
 
     output = job.config.output
     truth = (job.task, {p.id: p for p in job.problems}) if isinstance(job.task, VerifiableTask) else None
@@ -306,13 +308,18 @@ def _report(job: _Job, state: dict[str, Any], threshold: float) -> None:
     write_json(f"{output}.report.json", report)
     counts, usage = AnnotationCounts(**state["counts"]), Usage(**state["usage"])
     console = Console(highlight=False)
-    print(
-        f"{output}: {counts.records} solutions of {counts.problems} problems, {counts.labels} labelled prefixes; "
-        f"{counts.right / max(counts.solutions, 1):.3f} of {counts.solutions} samples right, {counts.cut_off} cut off; "
-        f"{usage.generated_tokens:,} tokens in {state['seconds']:.1f} s"
-    )
     for table in label_tables(report, counts, usage):
         console.print(table)
+    show_ending(
+        [output, f"{output}.report.json"],
+        [
+            f"{counts.records} solutions of {counts.problems} problems, {counts.labels} labelled prefixes",
+            f"{counts.right / max(counts.solutions, 1):.3f} of {counts.solutions} samples right, "
+            f"{counts.cut_off} cut off",
+            f"{usage.generated_tokens:,} tokens in {format_seconds(state['seconds'])}",
+        ],
+        [following_annotation(output, job.config.policy, config_stems(job.arguments))],
+    )
     if state["failures"]:
         first = state["failures"][0]
         print(

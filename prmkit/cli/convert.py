@@ -20,10 +20,12 @@ from prmkit.annotation.formats import (
     write_records,
 )
 from prmkit.annotation.records import StepLabels
+from prmkit.cli.ending import following_annotation, show_ending
 from prmkit.cli.options import build, make_parser, print_help, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import expand_paths
+from prmkit.progress import ProgressLine
 
 if TYPE_CHECKING:
     from datamodules.sources import SourceConfig
@@ -213,9 +215,9 @@ def _count_lines(inputs: Sequence[str], options: ConvertOptions) -> int | None:
 
 
 def _print_report(output: str, target: str, report: WriteReport, curated: Curated | None) -> None:
-    print(f"{output}: {report.records:,} records in {report.lines:,} lines of {target}")
+    results = [f"{report.records:,} records in {report.lines:,} lines of {target}"]
     if curated is not None:
-        print(f"  curation: {curated.describe()}")
+        results.append(f"curation: {curated.describe()}")
     losses = {
         "values between 0 and 1 written as right or wrong": report.hardened,
         "unlabelled steps joined to the next labelled one": report.joined_steps,
@@ -225,4 +227,5 @@ def _print_report(output: str, target: str, report: WriteReport, curated: Curate
     }
     for what, count in losses.items():
         if count:
-            print(f"  {what}: {count:,}")
+            results.append(f"{what}: {count:,}")
+    show_ending([output], results, [following_annotation(output, "POLICY", [])])

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from prmkit.io import read_json
 from prmkit.resources import config_root, shipped_configs
+from registry.pull import PULLED_FILE
 
 __all__ = [
     "config_stems",
     "following_annotation",
+    "following_export",
     "following_policy",
     "following_prm",
     "following_search",
@@ -56,7 +58,7 @@ def config_stems(arguments: Sequence[str]) -> list[str]:
 
 
 def model_kind(folder: str | Path) -> str | None:
-    """"policy" or "prm", as the folder's prmkit.json says; None where there is none."""
+    """ "policy" or "prm", as the folder's prmkit.json says; None where there is none."""
     card = Path(folder) / "prmkit.json"
     return str(read_json(card).get("kind")) if card.is_file() else None
 
@@ -93,11 +95,25 @@ def following_prm(prm: str | Path, policy: str | None, stems: Sequence[str], tas
     return search_command(policy, prm, run / "search", stems, task)
 
 
-def following_search(policy: str, prm: str | None, output: str, stems: Sequence[str]) -> list[str]:
-    """Publish a pair that was searched with; label the policy's steps where there is no PRM yet."""
-    if prm is None:
-        return following_policy(policy, stems, None)
-    return ["prm", "pairs", "publish", "NAME", "--policy", policy, "--prm", prm, "--metrics", output]
+def following_export(folder: str | Path) -> list[str]:
+    """Search with a policy, or under a PRM."""
+    if model_kind(folder) == "prm":
+        return search_command("POLICY", folder, Path(folder).parent / "search")
+    return search_command(folder, None, Path(folder).parent / "search")
+
+
+def following_search(
+    policy: str, prms: Sequence[str], output: str | Path, task: str, comparison: bool = False
+) -> list[str]:
+    """Publish a pair that was searched with, serve it when it is a version; before, the plain search whose metrics a version holds, or the labels
+    that a PRM is trained on."""
+    if not prms:
+        return following_policy(policy, [], task)
+    if (Path(policy).parent / PULLED_FILE).is_file() and Path(prms[0]).parent == Path(policy).parent:
+        return ["prm", "serve", "--policy", policy, "--prm", prms[0]]  # a version already
+    if comparison or len(prms) > 1:
+        return search_command(policy, prms[0], Path(output) / "best_of_n", task=task)
+    return ["prm", "pairs", "publish", "NAME", "--policy", policy, "--prm", prms[0], "--metrics", str(output)]
 
 
 def search_command(
@@ -129,4 +145,4 @@ def _root_of(config: str) -> str:
 
 
 def _same(one: str | Path, other: str | Path) -> bool:
-    return os.path.abspath(one) == os.path.abspath(other)
+    return Path(one).resolve() == Path(other).resolve()

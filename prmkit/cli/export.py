@@ -26,6 +26,7 @@ config.yaml beside or above the checkpoint, or --config FILE. Memory: about twic
 def run(argv: Sequence[str]) -> int:
     """Run `prm export ...`; returns its exit status."""
     values = _parser().parse_args(list(argv) or ["--help"])
+    from prmkit.cli.ending import following_export, show_ending
     from prmkit.cli.exporting import export
 
     report = export(
@@ -36,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
         values.weight_version,
         weights_only=values.weights_only == "true",
     )
-    print(report)
+    show_ending([values.output], [report], [following_export(values.output)])
     return 0
 
 

@@ -54,7 +54,7 @@ def export(
         module.model.to(getattr(torch, dtype))
     module.export_pretrained(output, weight_version)
     step = state.get("global_step")
-    return f"{output}: {type(module).__name__} after {step} optimiser steps, from {place}"
+    return f"{type(module).__name__} after {step} optimiser steps, from {place}"
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prmkit.annotation.judge import JudgePrompt, verdicts_path
+from prmkit.cli.ending import show_ending
 from prmkit.cli.loading import load_engine, load_scorer, model_identity, resolve_model
 from prmkit.cli.options import EngineConfig, ScorerConfig, build, expand_servers, make_parser, print_help, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
@@ -26,6 +27,8 @@ Writes <file>.verdicts beside the labels, one JSON line a distinct solution. The
 answer. A run that was killed goes on. Use the verdicts when a PRM is trained (data.curation.verdicts) or when a file is
 converted (--curation.verdicts): solutions on whose first error labels and judge disagree are left out (arXiv
 2501.07301)."""
+
+_TO_PRMKIT = ("--to", "prmkit", "--output", "OUT")
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,13 @@ def run_judge_command(argv: list[str]) -> int:
         config = build(JudgeConfig, values)
     path = config.output or str(verdicts_path(config.judge))
     state = _judge(config, values, path)
-    print(
-        f"{path}: {state['verdicts']} solutions judged, {state['unparsable']} without a usable answer, "
-        f"{len(state['failures'])} failed"
+    show_ending(
+        [path],
+        [
+            f"{state['verdicts']} solutions judged, {state['unparsable']} without a usable answer, "
+            f"{len(state['failures'])} failed"
+        ],
+        [("prm", "annotate", "--convert", config.judge, "--curation.verdicts", path, *_TO_PRMKIT)],
     )
     return 0
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prmkit.progress import format_size
+from registry.gate import gate_word
 
 if TYPE_CHECKING:
     from registry.aliases import Move
@@ -17,6 +18,7 @@ __all__ = [
     "describe",
     "difference_text",
     "history_text",
+    "metric_lines",
     "plain",
     "table",
     "versions_text",
@@ -60,7 +62,7 @@ def versions_text(summaries: Sequence[Summary], aliases: Mapping[str, Mapping[st
             f"{s.pair}@{s.version}",
             ", ".join(names.get((s.pair, s.version), ())),
             *(f"{s.figures[name]:.4f}" if name in s.figures else "-" for name in present),
-            "passed" if s.passed else "-",
+            gate_word(s.passed),
             s.parent or "-",
             format_size(s.size),
             s.published[:16].replace("T", " "),
@@ -123,8 +125,8 @@ def describe(manifest: Manifest, aliases: Sequence[str]) -> str:
         add(name, what, *(f"{file.sha256[:12]}  {file.path}" for file in entry.files))
     add("attachments", ", ".join(file.path for file in manifest.attachments) or "-")
     if manifest.metrics is not None:
-        add("measured on", f"{manifest.metrics.dataset}, {manifest.metrics.problems} problems", *_figures(manifest))
-    add("gate", "passed" if manifest.gate.passed else "not passed", *manifest.gate.reasons)
+        add("measured on", f"{manifest.metrics.dataset}, {manifest.metrics.problems} problems", *metric_lines(manifest))
+    add("gate", gate_word(manifest.gate.passed), *manifest.gate.reasons)
     verdict = manifest.compatibility
     add("compatible", "yes" if verdict.ok else "no", *verdict.problems, *verdict.notes)
     for field in _CARD:
@@ -136,8 +138,10 @@ def describe(manifest: Manifest, aliases: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _figures(manifest: Manifest) -> list[str]:
-    assert manifest.metrics is not None
+def metric_lines(manifest: Manifest) -> list[str]:
+    """A version's metrics with their confidence intervals, a line each."""
+    if manifest.metrics is None:
+        return []
     lines = []
     for name, figure in manifest.metrics.figures.items():
         interval = ""

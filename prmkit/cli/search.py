@@ -438,7 +438,9 @@ def _search_shared(job: SearchJob, run_params: RunParams, stack: ExitStack) -> f
     claims = stack.enter_context(ClaimFolder(f"{job.rows_path}.parts", job.settings(), chunks))
     if not claims.all_done:
         searchers = _searchers(job, stack)
-        progress = ProgressLine("search (this worker)", len(job.problems) * len(searchers), at_once=config.in_flight)
+        progress = ProgressLine(
+            "search (this worker)", len(job.problems) * len(searchers), at_once=job.config.in_flight
+        )
         run_claimed_search(job.problems, searchers, claims, run_params, _shown_on(stack.enter_context(progress)))
     stack.enter_context(claims.gathering())
     return gather_rows(claims, stack.enter_context(ChunkedOutput(job.rows_path, job.settings())))

@@ -34,8 +34,6 @@ INTERRUPTED = 130
 log = logging.getLogger(__name__)
 
 
-
-
 class PrmCLI(LightningCLI):
     """Parses the arguments of one command and builds model, data and trainer; `run_trainer` runs them.
 

@@ -80,7 +80,7 @@ def test_a_pair_from_beginning_to_end(prm, folders, tmp_path):
 
     status, out, err = prm("promote", "math@2", "best")
     assert (status, out) == (2, "")
-    assert err.startswith("error: math@2: does not pass the gate to 'best': not met: accuracy 0.4000 against 0.5000")
+    assert err.startswith("error: math@2: refused by the gate to 'best': not met: accuracy 0.4000 against 0.5000")
     assert prm("promote", "math@3", "best")[1].startswith("math@best is math@3\n  ok: 100 problems")
     assert "gate overruled" in prm("promote", "math@2", "--force", "--reason", "to show it")[1]
     history = prm("history", "math")[1]
