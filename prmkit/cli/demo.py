@@ -94,8 +94,9 @@ def stages(output: Path, config: str, seed: int) -> list[list[Stage]]:
         return stage(name, "search", (*command, "--output", output / name, "--seed", seed), made, solver, model)
 
     recipe = shlex.join(["prm", "demo", "--config", config, "--seed", str(seed)])
-    publish = ("pairs", "publish", PAIR, "--policy", policy, "--prm", model, "--once", *registry, "--seed", seed)
-    publish = (*publish, "--metrics", metrics.parent, "--command", recipe, "--report", published)
+    models = ("--policy", policy, "--prm", model, "--once", *registry, "--seed", seed)
+    notes = ("--metrics", metrics.parent, "--command", recipe, "--report", published)
+    publish = ("pairs", "publish", PAIR, *models, *notes)
     promote = ("pairs", "promote", PAIR, "best", "--if-passed", *registry, "--report", promoted)
     annotate = ("annotate", "--config", configs["annotate"], "--policy", policy, "--output", annotations)
     return [
@@ -160,7 +161,7 @@ def _report(summary: dict[str, Any], output: Path) -> None:
     show_ending(
         [output / "summary.json", output / PICTURE, f"{PAIR}@1 in {registry}"],
         [
-            f"PRM vote minus majority at N = 16: {gain['mean']:+.3f} +- {gain['se']:.3f} (standard error over problems)",
+            f"PRM vote minus majority at N = 16: {gain['mean']:+.3f} +- {gain['se']:.3f} (standard error)",
             f"policy before and after GRPO: pass@1 {before['pass_at_1']:.3f} and {after['pass_at_1']:.3f}, "
             f"greedy {before['greedy']:.3f} and {after['greedy']:.3f}",
             f"gate {gate_word(gate['promoted'])}" + (f", {PAIR}@best is {PAIR}@1" if gate["promoted"] else ""),

@@ -105,8 +105,10 @@ def following_export(folder: str | Path) -> list[str]:
 def following_search(
     policy: str, prms: Sequence[str], output: str | Path, task: str, comparison: bool = False
 ) -> list[str]:
-    """Publish a pair that was searched with, serve it when it is a version; before, the plain search whose metrics a version holds, or the labels
-    that a PRM is trained on."""
+    """Publish a pair that was searched with; serve it when it is a version.
+
+    Before that: the plain search whose metrics a version holds, and without a PRM the labels that one is trained on.
+    """
     if not prms:
         return following_policy(policy, [], task)
     if (Path(policy).parent / PULLED_FILE).is_file() and Path(prms[0]).parent == Path(policy).parent:
