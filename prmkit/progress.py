@@ -48,9 +48,9 @@ class Remaining:
     """The time left of items of which several are in work at once.
 
     The first item is complete when the last of its kind are nearly so, too: the pace of completions says nothing until
-    as many are complete as are in work at once. What is measured is therefore the time that an item is in work. An item
-    begins when there is room for it, so the times of beginning are known; those of the items in work count as far as
-    they exceed the mean of the complete ones, since the shortest items are complete first.
+    the items in work are of all ages. The measure is therefore the time in work. Items in work share the time that
+    passes; an item begins when there is room for it. Items in work that have had more than the mean of the complete
+    ones count for the mean, since the shortest items are complete first.
 
     Args:
         total: items in all.
@@ -60,33 +60,39 @@ class Remaining:
     """
 
     def __init__(self, total: int, at_once: int, start: float, done: int = 0) -> None:
-        self._total, self._done = total, done
+        self._done = done
         self._complete = 0  # since the start
-        self._spent = 0.0  # seconds in work of the complete items
-        self._begun = deque([start] * min(at_once, total - done))
+        self._spent = 0.0  # time that the complete items have had
+        self._shared, self._moment = 0.0, start  # time that an item has had that is in work from the start until then
+        self._begun = deque([0.0] * min(at_once, total - done))
         self._waiting = total - done - len(self._begun)
-        self._room = at_once
+        self._enough = max(1, len(self._begun) // 2)
 
     def advance(self, done: int, now: float) -> None:
         """`done` items in all are complete by now."""
+        self._shared, self._moment = self._share(now), now
         for _ in range(done - self._done):
-            self._spent += now - (self._begun.popleft() if self._begun else now)
+            if not self._begun:
+                break
+            self._spent += self._shared - self._begun.popleft()
             self._complete += 1
             if self._waiting > 0:
                 self._waiting -= 1
-                self._begun.append(now)
+                self._begun.append(self._shared)
         self._done = done
 
     def seconds(self, now: float) -> float | None:
-        """Seconds left; None until an item is complete."""
-        if self._complete == 0:
+        """Seconds left; None until half as many are complete as are in work at once."""
+        if self._complete < self._enough:
             return None
-        mean = self._spent / self._complete
-        ages = [now - begun for begun in self._begun]
-        older = [age for age in ages if age > mean]
-        mean = (self._spent + sum(older)) / (self._complete + len(older))
-        work = sum(max(mean - age, 0.0) for age in ages) + self._waiting * mean
-        return work / self._room
+        share, mean = self._share(now), self._spent / self._complete
+        had = [share - begun for begun in self._begun]
+        longer = [time for time in had if time > mean]
+        mean = (self._spent + sum(longer)) / (self._complete + len(longer))
+        return sum(max(mean - time, 0.0) for time in had) + self._waiting * mean
+
+    def _share(self, now: float) -> float:
+        return self._shared + (now - self._moment) / max(len(self._begun), 1)
 
 
 class Pace:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from prmkit.io import read_json
 from prmkit.resources import config_root, shipped_configs
-from registry.pull import PULLED_FILE
 
 __all__ = [
     "config_stems",
@@ -109,6 +108,8 @@ def following_search(
 
     Before that: the plain search whose metrics a version holds, and without a PRM the labels that one is trained on.
     """
+    from registry.pull import PULLED_FILE
+
     if not prms:
         return following_policy(policy, [], task)
     if (Path(policy).parent / PULLED_FILE).is_file() and Path(prms[0]).parent == Path(policy).parent:
