@@ -88,7 +88,7 @@ class FitProgress(ProgressBar):
         self._seconds += now - self._since
         self._since = now
         if now - self._text_time >= _SECONDS_BETWEEN_TEXTS:
-            self._text_time, self._text = now, self._training(trainer)
+            self._text_time, self._text = now, self._training(trainer, outputs)
         self._line.advance(self._text, trainer.global_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -152,8 +152,10 @@ class FitProgress(ProgressBar):
             self._line.close()
             self._line = None
 
-    def _training(self, trainer: Trainer) -> str:
-        metrics = trainer.callback_metrics
+    def _training(self, trainer: Trainer, outputs: Any = None) -> str:
+        metrics: dict[str, Any] = dict(trainer.callback_metrics)
+        if isinstance(outputs, Mapping) and "loss" in outputs:
+            metrics.setdefault("train/loss", outputs["loss"])  # a user's module that logs none
         epochs = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
         parts = [f"epoch {trainer.current_epoch + 1}{epochs}"]
         shown = {name: float(metrics[name]) for name in _TRAINING if name in metrics}
