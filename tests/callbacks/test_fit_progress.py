@@ -117,7 +117,7 @@ def test_evaluations_count_batches(capsys):
 @pytest.mark.parametrize(
     ("metrics", "text"),
     [
-        ({"val/loss": 0.25, "val/step_accuracy": 0.9, "val/f1": 0.5, "train/loss": 1}, "loss 0.250, step accuracy 0.900"),
+        ({"val/loss": 0.25, "val/step_accuracy": 0.9, "val/f1": 0.5}, "loss 0.250, step accuracy 0.900"),
         ({"val/pass_at_1": torch.tensor(0.5), "val/length": 30.0}, "pass@1 0.500"),
         ({"val/distance": 2.0}, "distance 2.000"),
         ({"val/loss": 0.00012, "val/auroc": float("nan")}, "loss 1.2e-04"),
