@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from prmkit.errors import ConfigError
 from registry.metrics import ACCURACY, AUROC, CALIBRATION, Figure, Metrics
 
-__all__ = ["GateConfig", "GateDecision", "evaluate_gate"]
+__all__ = ["GateConfig", "GateDecision", "evaluate_gate", "gate_word"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,11 @@ class GateDecision:
     reasons: tuple[str, ...]
     numbers: Mapping[str, float]
     config: GateConfig
+
+
+def gate_word(passed: bool) -> str:
+    """The word for a decision, the same everywhere: `passed` or `refused`."""
+    return "passed" if passed else "refused"
 
 
 class _Verdict:

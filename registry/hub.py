@@ -19,6 +19,7 @@ from prmkit.errors import DataError
 from prmkit.io import write_atomic
 from prmkit.ownership import file_sizes, remove_file
 from registry.errors import ConflictError
+from registry.gate import gate_word
 from registry.manifest import Manifest
 from registry.pull import PULLED_FILE, PulledPair
 from registry.transfer import hash_file
@@ -99,7 +100,7 @@ def hub_card(manifest: Manifest, member: str, organisation: str | None = None) -
         f"- steps: see `step_format.json`\n"
         f"- published: {manifest.published}\n"
         f"- made from: {manifest.parent or 'nothing earlier'}\n"
-        f"- gate: {'passed' if manifest.gate.passed else 'not passed'}",
+        f"- gate: {gate_word(manifest.gate.passed)}",
         *_section("Gate", [f"- {reason}" for reason in manifest.gate.reasons]),
         *_section("Figures", _figures(manifest)),
         *_section("Intended use", [card.intended_use] if card.intended_use else []),

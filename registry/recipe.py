@@ -85,7 +85,10 @@ def _git() -> tuple[str | None, bool | None]:
 
 
 def recipe_lines(manifest: Manifest) -> list[str]:
-    """The way to make the pair again, as lines for a shell: comments, then the commands."""
+    """The way to make the pair again, as lines for a shell: comments, then the commands.
+
+    A pair without recorded commands gets all that is known of its origin, and a line that says what is missing.
+    """
     recipe = manifest.recipe
     lines = [f"# {manifest.ref}, published {manifest.published} by {manifest.by}"]
     if recipe.revision is not None:
@@ -96,7 +99,26 @@ def recipe_lines(manifest: Manifest) -> list[str]:
         lines.append(f"# data: {source.name}" + (f" sha256 {source.sha256}" if source.sha256 else ""))
     if manifest.parent is not None:
         lines.append(f"# made from: {manifest.parent}")
+    if not recipe.commands:
+        lines += _origin(manifest)
     return [*(line.replace("\n", " ") for line in lines), *(shlex.join(command) for command in recipe.commands)]
+
+
+def _origin(manifest: Manifest) -> Iterator[str]:
+    """What can be said of a pair that records no commands, as comments."""
+    yield "# commands: none are recorded (`prm pairs publish --command TEXT` records them)"
+    for name, entry in (("policy", manifest.policy), ("prm", manifest.prm)):
+        yield f"# {name}: {entry.facts.architecture}, {entry.facts.parameters:,} parameters"
+    if manifest.recipe.seed is not None:
+        yield f"# seed: {manifest.recipe.seed}"
+    if manifest.card.base_models:
+        yield f"# base models: {', '.join(manifest.card.base_models)}"
+    if manifest.attachments:
+        yield f"# attachments: {', '.join(file.path for file in manifest.attachments)}"
+    if manifest.metrics is not None:
+        known = {name: value for name, value in manifest.metrics.protocol.items() if value is not None}
+        protocol = ", ".join(f"{name} {value}" for name, value in known.items())
+        yield f"# measured on: {manifest.metrics.dataset}" + (f" ({protocol})" if protocol else "")
 
 
 def reproduce(storage: Storage, manifest: Manifest, folder: Path) -> None:

@@ -285,6 +285,6 @@ class Registry:
 def _refusal(what: str, alias: str, decision: GateDecision) -> GateRefusedError:
     failed = "; ".join(reason for reason in decision.reasons if reason.startswith("not met"))
     return GateRefusedError(
-        f"{what}: does not pass the gate to {alias!r}: {failed}. --force overrules it and says so in the history.",
+        f"{what}: refused by the gate to {alias!r}: {failed}. --force overrules it and says so in the history.",
         decision.reasons,
     )

@@ -189,6 +189,9 @@ def _help() -> str:
 def _configure_logging() -> None:
     """Send the packages' own log lines to stderr: INFO on the first process of a run, warnings on the others. The
     bars that transformers draws for loading and writing weights are off; it reads the variable when it is imported."""
+    from prmkit.quiet import quiet_libraries
+
+    quiet_libraries()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
     for package in ("prmkit", "lightning_modules", "datamodules", "callbacks", "registry"):

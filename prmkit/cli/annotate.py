@@ -253,7 +253,7 @@ class _Job:
 
 def _annotate(job: _Job, load: Any) -> dict[str, Any]:
     from prmkit.annotation.runner import Workers, run_annotation
-    from prmkit.cli.progress import ProgressLine
+    from prmkit.progress import ProgressLine
 
     job.check()
     if job.config.in_company:
@@ -264,7 +264,7 @@ def _annotate(job: _Job, load: Any) -> dict[str, Any]:
             return output.state
         workers = Workers(load(stack), entered(job.task.grader, stack))
         done = min(output.chunks * job.run.chunk, len(job.problems))
-        progress = stack.enter_context(ProgressLine("annotate", len(job.problems), done))
+        progress = stack.enter_context(ProgressLine("annotate", len(job.problems), done, job.run.in_flight))
         return run_annotation(
             job.problems, workers, output, job.run, lambda counts, usage: progress.advance(_so_far(counts, usage))
         )
@@ -274,8 +274,8 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
     """Take part in a run that several processes share, and put its output together if nobody has done so."""
     from prmkit.annotation.runner import Workers, gather_chunks, run_claimed
     from prmkit.claims import ClaimFolder
-    from prmkit.cli.progress import ProgressLine
     from prmkit.cli.workers import LocalWorkers
+    from prmkit.progress import ProgressLine
 
     with ExitStack() as stack:
         claims = stack.enter_context(ClaimFolder(f"{job.config.output}.parts", job.settings, job.chunks))
@@ -283,7 +283,8 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
             same = ("annotate", *job.arguments, "--workers", "1", "--shared", "true")
             stack.enter_context(LocalWorkers(same, job.config.workers - 1, claims.folder))
             workers = Workers(load(stack), entered(job.task.grader, stack))
-            progress = stack.enter_context(ProgressLine("annotate", len(job.problems)))
+            at_once = job.run.in_flight * job.config.workers
+            progress = stack.enter_context(ProgressLine("annotate", len(job.problems), at_once=at_once))
             size = job.run.chunk
 
             def show(counts: AnnotationCounts, usage: Usage) -> None:
@@ -311,7 +312,9 @@ def _report(job: _Job, state: dict[str, Any], threshold: float) -> dict[str, Any
     from prmkit.annotation import load_records
     from prmkit.annotation.report import describe_labels
     from prmkit.cli.annotation_tables import label_tables
+    from prmkit.cli.ending import config_stems, following_annotation, show_ending
     from prmkit.io import write_json
+    from prmkit.progress import format_seconds
 
     output = job.config.output
     truth = (job.task, {p.id: p for p in job.problems}) if isinstance(job.task, VerifiableTask) else None
@@ -321,13 +324,18 @@ def _report(job: _Job, state: dict[str, Any], threshold: float) -> dict[str, Any
     counts, usage = AnnotationCounts(**state["counts"]), Usage(**state["usage"])
     _warn_of_samples(job, counts)
     console = Console(highlight=False)
-    print(
-        f"{output}: {counts.records} solutions of {counts.problems} problems, {counts.labels} labelled prefixes; "
-        f"{counts.right / max(counts.solutions, 1):.3f} of {counts.solutions} samples right, {counts.cut_off} cut off; "
-        f"{usage.generated_tokens:,} tokens in {state['seconds']:.1f} s"
-    )
     for table in label_tables(report, counts, usage):
         console.print(table)
+    show_ending(
+        [output, f"{output}.report.json"],
+        [
+            f"{counts.records} solutions of {counts.problems} problems, {counts.labels} labelled prefixes",
+            f"{counts.right / max(counts.solutions, 1):.3f} of {counts.solutions} samples right, "
+            f"{counts.cut_off} cut off",
+            f"{usage.generated_tokens:,} tokens in {format_seconds(state['seconds'])}",
+        ],
+        [following_annotation(output, job.config.policy, config_stems(job.arguments))],
+    )
     if state["failures"]:
         first = state["failures"][0]
         print(

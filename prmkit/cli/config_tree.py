@@ -35,10 +35,12 @@ class CommandLine:
     Attributes:
         tree: the settings, interpolations unresolved.
         said: a line for each thing that a later file takes away from an earlier one.
+        arguments: the command line itself.
     """
 
     tree: dict[str, Any] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
 
 
 def read_command_line(argv: Sequence[str], top: Signature, schema: Schema | None = None) -> CommandLine:
@@ -52,7 +54,7 @@ def read_command_line(argv: Sequence[str], top: Signature, schema: Schema | None
     Raises:
         PrmkitError: not an argument, no such setting, a value of another kind, a file that is not a config.
     """
-    line = CommandLine()
+    line = CommandLine(arguments=list(argv))
     overrides: list[tuple[str, str]] = []
     rest = iter(argv)
     before = ""

@@ -21,16 +21,17 @@ from prmkit.annotation.formats import (
     write_records,
 )
 from prmkit.annotation.records import StepLabels
+from prmkit.cli.ending import following_annotation, show_ending
 from prmkit.cli.json_output import json_output
 from prmkit.cli.loading import expect_hub
 from prmkit.cli.options import build, make_parser, parse_settings, print_help, wants_help
 from prmkit.cli.outputs import check_output_file
 from prmkit.cli.parsing import expand_configs, user_errors
-from prmkit.cli.progress import ProgressLine
 from prmkit.cli.signatures import Choice, ListOf, Plain, Setting
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import expand_paths
 from prmkit.ownership import check_file
+from prmkit.progress import ProgressLine
 
 if TYPE_CHECKING:
     from datamodules.sources import SourceConfig
@@ -252,9 +253,9 @@ def _count_lines(inputs: Sequence[str], options: ConvertOptions) -> int | None:
 
 
 def _print_report(output: str, target: str, report: WriteReport, curated: Curated | None) -> None:
-    print(f"{output}: {report.records:,} records in {report.lines:,} lines of {target}")
+    results = [f"{report.records:,} records in {report.lines:,} lines of {target}"]
     if curated is not None:
-        print(f"  curation: {curated.describe()}")
+        results.append(f"curation: {curated.describe()}")
     losses = {
         "values between 0 and 1 written as right or wrong": report.hardened,
         "unlabelled steps joined to the next labelled one": report.joined_steps,
@@ -264,4 +265,5 @@ def _print_report(output: str, target: str, report: WriteReport, curated: Curate
     }
     for what, count in losses.items():
         if count:
-            print(f"  {what}: {count:,}")
+            results.append(f"{what}: {count:,}")
+    show_ending([output], results, [following_annotation(output, "POLICY", [])])

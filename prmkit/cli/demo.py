@@ -1,15 +1,16 @@
 """`prm demo`: once around the loop on built-in data, from random weights to PRM-guided best-of-N and a better policy.
 
-Seven stages, each a process of its own that is skipped when it is complete and continued when it was interrupted: SFT
-fit; annotation; PRM fit and GRPO fit; publication of the pair in the run's own registry; search with the pair pulled
-from there, and with the improved policy under its PRM. Stages that do not need each other run at the same time, each on
-one thread, so that the figures do not depend on the number of cores. What they leave is gathered in `summary.json` and
-one picture.
+Eight stages, each a process of its own that is skipped when it is complete and continued when it was interrupted: SFT
+fit; annotation; PRM fit and GRPO fit; search with policy and PRM, and with the improved policy under the PRM;
+publication of the pair with the metrics of the search in the run's own registry; promotion to `best` through the gate.
+Stages that do not need each other run at the same time, each on one thread, so that the figures do not depend on the
+number of cores. Their results are gathered in `summary.json` and one picture.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -87,6 +88,7 @@ def stages(output: Path, config: str, seed: int) -> list[list[Stage]]:
     policy, annotations = output / "sft" / "policy", output / "annotate" / "annotations.jsonl"
     model, improved = output / "prm" / "model", output / "grpo" / "policy"
     registry, published = ("--registry", output / "registry"), output / "publish" / "published.json"
+    promoted, metrics = output / "gate" / "gate.json", output / "search" / "summary.json"
     environment = {"OMP_NUM_THREADS": "1", "PRMKIT_CACHE": str(output / "cache")}
 
     def stage(name: str, kind: str, command: Sequence[object], outputs: Sequence[Path], *inputs: Path) -> Stage:
@@ -101,17 +103,22 @@ def stages(output: Path, config: str, seed: int) -> list[list[Stage]]:
 
     def search(name: str, solver: Path, *options: object) -> Stage:
         made = [output / name / file for file in ("rows.jsonl", "summary.json", PICTURE)]
-        command = ("search", "--config", configs["search"], "--pair", f"{PAIR}@latest", *registry, *options)
+        command = ("search", "--config", configs["search"], "--policy", solver, "--prm", model, *options)
         return stage(name, "search", (*command, "--output", output / name, "--seed", seed), made, solver, model)
 
-    publish = ("pairs", "publish", PAIR, "--policy", policy, "--prm", model, "--once", *registry, "--seed", seed)
+    recipe = shlex.join(["prm", "demo", "--config", config, "--seed", str(seed)])
+    models = ("--policy", policy, "--prm", model, "--once", *registry, "--seed", seed)
+    notes = ("--metrics", metrics.parent, "--command", recipe, "--report", published)
+    publish = ("pairs", "publish", PAIR, *models, *notes)
+    promote = ("pairs", "promote", PAIR, "best", "--if-passed", *registry, "--report", promoted)
     annotate = ("annotate", "--config", configs["annotate"], "--policy", policy, "--output", annotations)
     return [
         [fit("sft", policy)],
         [stage("annotate", "annotate", (*annotate, "--seed", seed), (annotations,), policy)],
         [fit("prm", model, policy, annotations), fit("grpo", improved, policy)],
-        [stage("publish", "publish", (*publish, "--report", published), (published,), policy, model)],
-        [search("search", policy), search("improved", improved, "--policy", improved, "--n", 4)],
+        [search("search", policy), search("improved", improved, "--n", 4)],
+        [stage("publish", "publish", publish, (published,), policy, model, metrics)],
+        [stage("gate", "gate", promote, (promoted,), published)],
     ]
 
 
@@ -154,15 +161,24 @@ def _forward(data: bytes) -> None:
 
 
 def _report(summary: dict[str, Any], output: Path) -> None:
+    from prmkit.cli.ending import show_ending
+    from prmkit.progress import format_seconds
+    from registry.gate import gate_word
+
     figures, seconds = summary["figures"], summary["seconds"]
     gain, before, after = figures["gain_at_16"], figures["grpo"]["before"], figures["grpo"]["after"]
     times = ", ".join(f"{stage} {seconds[name]:.0f} s" for name, stage in _STAGE_NAMES.items())
-    print(
-        f"\nPRM vote minus majority at N = 16: {gain['mean']:+.3f} +- {gain['se']:.3f} (standard error over problems)\n"
-        f"policy before and after GRPO: pass@1 {before['pass_at_1']:.3f} and {after['pass_at_1']:.3f}, "
-        f"greedy {before['greedy']:.3f} and {after['greedy']:.3f}\n"
-        f"{seconds['total']:.0f} s: {times}\n"
-        f"{output / 'summary.json'}   every figure\n"
-        f"{output / PICTURE}   accuracy against budget\n"
-        f"{output / 'registry'}   the pair {PAIR}@1: prm pairs show {PAIR} --registry {output / 'registry'}"
+    gate = read_json(output / "gate" / "gate.json")
+    registry = output / "registry"
+    print()
+    show_ending(
+        [output / "summary.json", output / PICTURE, f"{PAIR}@1 in {registry}"],
+        [
+            f"PRM vote minus majority at N = 16: {gain['mean']:+.3f} +- {gain['se']:.3f} (standard error)",
+            f"policy before and after GRPO: pass@1 {before['pass_at_1']:.3f} and {after['pass_at_1']:.3f}, "
+            f"greedy {before['greedy']:.3f} and {after['greedy']:.3f}",
+            f"gate {gate_word(gate['promoted'])}" + (f", {PAIR}@best is {PAIR}@1" if gate["promoted"] else ""),
+            f"{format_seconds(seconds['total'])}: {times}",
+        ],
+        [("prm", "pairs", "show", f"{PAIR}@1", "--registry", registry)],
     )

@@ -34,6 +34,7 @@ def run(argv: Sequence[str]) -> int:
     check_output_folder("OUT", values.output)
     check_folder("OUT", values.output, CARD_FILE, "model folder")
     find_config(find_checkpoint(Path(values.checkpoint)), None if values.config is None else Path(values.config))
+    from prmkit.cli.ending import following_export, show_ending
     from prmkit.cli.exporting import export
 
     report = export(
@@ -44,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
         values.weight_version,
         weights_only=values.weights_only == "true",
     )
-    print(report)
+    show_ending([values.output], [report], [following_export(values.output)])
     return 0
 
 

@@ -15,6 +15,7 @@ from callbacks.checkpoint_io import AtomicCheckpointIO
 from prmkit.cli.export import find_checkpoint, find_config, read_model_config
 from prmkit.cli.parsing import user_errors
 from prmkit.errors import ConfigError, PrmkitError
+from prmkit.quiet import checkpoint_follows
 
 __all__ = ["export", "load_weights"]
 
@@ -46,13 +47,14 @@ def export(
     file = find_config(place, config)
     module = _module(file)
     state = AtomicCheckpointIO().load_checkpoint(place, weights_only=weights_only)
-    module.model = module.build_model()
+    with checkpoint_follows():
+        module.model = module.build_model()
     load_weights(module.model, state["state_dict"], f"{place} and {file}")
     if dtype is not None:
         module.model.to(getattr(torch, dtype))
     module.export_pretrained(output, weight_version)
     step = state.get("global_step")
-    return f"{output}: {type(module).__name__} after {step} optimiser steps, from {place}"
+    return f"{type(module).__name__} after {step} optimiser steps, from {place}"
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prmkit.annotation.judge import JudgePrompt, verdicts_path
+from prmkit.cli.ending import show_ending
 from prmkit.cli.json_output import json_output
 from prmkit.cli.loading import load_engine, load_scorer, model_identity, resolve_model
 from prmkit.cli.options import (
@@ -37,6 +38,8 @@ Writes <file>.verdicts beside the labels, one JSON line a distinct solution. The
 answer. A run that was killed goes on. Use the verdicts when a PRM is trained (data.curation.verdicts) or when a file is
 converted (--curation.verdicts): solutions on whose first error labels and judge disagree are left out (arXiv
 2501.07301)."""
+
+_TO_PRMKIT = ("--to", "prmkit", "--output", "OUT")
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,13 @@ def run_judge_command(argv: list[str]) -> int:
     check_output_file("output", path)
     with json_output(values["json"]) as answer:
         state = _judge(config, values, path)
-        print(
-            f"{path}: {state['verdicts']} solutions judged, {state['unparsable']} without a usable answer, "
-            f"{len(state['failures'])} failed"
+        show_ending(
+            [path],
+            [
+                f"{state['verdicts']} solutions judged, {state['unparsable']} without a usable answer, "
+                f"{len(state['failures'])} failed"
+            ],
+            [("prm", "annotate", "--convert", config.judge, "--curation.verdicts", path, *_TO_PRMKIT)],
         )
         answer({"output": path, **state})
     return 0
@@ -110,7 +117,7 @@ def _judge(config: JudgeConfig, values: Any, path: str) -> dict[str, Any]:
     from prmkit.annotation import load_records
     from prmkit.annotation.judge import EngineJudge, Judge, ScorerJudge, run_judge
     from prmkit.chunks import ChunkedOutput
-    from prmkit.cli.progress import ProgressLine
+    from prmkit.progress import ProgressLine
 
     records = list(load_records(config.judge))
     name = str(config.prm or config.policy)

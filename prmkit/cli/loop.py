@@ -9,13 +9,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prmkit.cli.options import build, make_parser, parse_settings, print_help, wants_help
 from prmkit.cli.outputs import check_output_folder
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.plain_parser import PlainParser
 from prmkit.loop.config import STAGES, LoopConfig
+
+if TYPE_CHECKING:
+    from prmkit.cli.loop_run import IterationResult
 
 __all__ = ["SUMMARY", "parse", "parser", "run"]
 
@@ -55,6 +58,7 @@ def run(argv: Sequence[str]) -> int:
     with StageRunner(config.run, outputs=written, write=_forward, say=say) as runner:
         results = Loop(config, runner, say).run()
     print(plain(summary_text(results, config)))
+    _end(results, config)
     return 0
 
 
@@ -70,6 +74,22 @@ def parse(argv: Sequence[str]) -> LoopConfig:
     parse_ = parser()
     with user_errors("prm loop", parse_):
         return build(LoopConfig, parse_settings(parse_, arguments))
+
+
+def _end(results: Sequence[IterationResult], config: LoopConfig) -> None:
+    from prmkit.cli.ending import show_ending
+    from prmkit.cli.loop_run import SUMMARY_FILE
+
+    last = results[-1]
+    named = [result.ref for result in results if result.promoted]
+    best = f"{config.pair}@{config.alias}"
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in last.figures.items())
+    following = ["prm", "pairs", *(("pull", best, config.pair) if named else ("show", last.ref))]
+    show_ending(
+        [Path(config.run) / SUMMARY_FILE, *(result.ref for result in results if not result.pulled)],
+        [f"{last.ref}: {figures}", f"{best} is {named[-1]}" if named else f"no pair of this run got {config.alias!r}"],
+        [[*following, *(["--registry", str(config.registry)] if config.registry else [])]],
+    )
 
 
 def _forward(data: bytes) -> None:

@@ -110,10 +110,11 @@ class Loop:
                 begin = replace(after.begin, first=state.begin.first, labelled=state.begin.labelled, older=older)
                 state = replace(after, first=state.first, start=state.start, begin=begin)
             elif self.config.on_refusal == "stop":
-                self._say(f"{result.ref} does not pass the gate; the loop stops (on_refusal)")
+                self._say(f"{result.ref} is refused by the gate; the loop stops (on_refusal)")
                 break
             else:
-                self._say(f"{result.ref} does not pass the gate; going on from {state.parent or 'the first policy'}")
+                place = state.parent or "the first policy"
+                self._say(f"{result.ref} is refused by the gate; the loop continues from {place}")
                 state = replace(state, begin=replace(state.begin, older=older))
         return results
 

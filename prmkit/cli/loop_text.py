@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prmkit.cli.pairs_text import table
+from registry.gate import gate_word
 
 if TYPE_CHECKING:
     from prmkit.cli.loop_run import IterationResult
@@ -24,7 +25,7 @@ def summary_text(results: Sequence[IterationResult], config: LoopConfig) -> str:
     rows = [
         [
             str(result.iteration), result.ref, *(_figure(result.figures, name) for name in shown),
-            "passed" if result.passed else "refused", "yes" if result.promoted else "no",
+            gate_word(result.passed), "yes" if result.promoted else "no",
             str(result.replayed), "pulled" if result.pulled else f"{sum(result.seconds.values()):.0f}",
         ]
         for result in results
@@ -73,7 +74,7 @@ def _stage(stage: StageStatus) -> str:
 def _version(manifest: Mapping[str, Any], promoted: bool | None, config: Mapping[str, Any]) -> str:
     figures = {name: figure["value"] for name, figure in ((manifest.get("metrics") or {}).get("figures") or {}).items()}
     shown = ", ".join(f"{name} {figures[name]:.3f}" for name in _SHOWN if name in figures)
-    gate = "gate passed" if manifest["gate"]["passed"] else "gate refused"
+    gate = f"gate {gate_word(manifest['gate']['passed'])}"
     named = {None: "", True: f", is {config['alias']}", False: f", not {config['alias']}"}[promoted]
     return f"{manifest['pair']}@{manifest['version']}: {shown}; {gate}{named}"
 

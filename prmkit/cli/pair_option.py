@@ -92,7 +92,7 @@ def _taken(arguments: Sequence[str]) -> tuple[str | None, str | None, list[str]]
 
 
 def _checkout(ref: str, url: str | None) -> PulledPair:
-    from prmkit.cli.pairs_text import TransferProgress
+    from prmkit.progress import TransferProgress
     from registry import Registry
 
     progress = TransferProgress("pull")

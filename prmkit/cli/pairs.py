@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from prmkit.cli import pairs_publish
 from prmkit.cli.outputs import check_output_file, check_output_folder
-from prmkit.cli.pairs_options import registry_options
+from prmkit.cli.pairs_options import registry_command, registry_options
 from prmkit.cli.plain_parser import PlainParser
 from prmkit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prmkit.cli.pairs_text import TransferProgress
-    from registry import Registry
+    from prmkit.progress import TransferProgress
+    from registry import Manifest, Registry
 
 __all__ = ["run"]
 
@@ -156,7 +156,7 @@ def _open(arguments: argparse.Namespace, url: str | None = None) -> Registry:
 
 @contextmanager
 def _progress(name: str) -> Iterator[TransferProgress]:
-    from prmkit.cli.pairs_text import TransferProgress
+    from prmkit.progress import TransferProgress
 
     progress = TransferProgress(name)
     try:
@@ -255,23 +255,40 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 
 def _pull(arguments: argparse.Namespace) -> None:
+    from prmkit.cli.ending import search_command, show_ending
+    from prmkit.cli.pairs_text import metric_lines
+
     with _progress("pull") as progress:
         pulled = _open(arguments).pull(arguments.ref, arguments.folder, force=arguments.force, watch=progress)
-    print(f"{pulled.manifest.ref} in {pulled.folder}: {pulled.copied} of {len(pulled.manifest.located())} files copied")
-    print(f"policy: {pulled.policy}\nprm:    {pulled.prm}")
+    manifest = pulled.manifest
+    show_ending(
+        [pulled.policy, pulled.prm],
+        [
+            f"{manifest.ref} in {pulled.folder}: {pulled.copied} of {len(manifest.located())} files copied",
+            *metric_lines(manifest),
+        ],
+        [search_command(pulled.policy, pulled.prm, pulled.folder / "search", task=_task(manifest))],
+    )
+
+
+def _task(manifest: Manifest) -> str | None:
+    """The task that a version was measured on; None when it is unknown."""
+    return manifest.metrics.dataset.partition("/")[0] if manifest.metrics is not None else None
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from prmkit.cli.ending import show_ending
     from registry.hub import write_hub_layout
 
     with _progress("pull") as progress:
         pulled = _open(arguments).checkout(arguments.ref, watch=progress)
     places = write_hub_layout(pulled, arguments.folder, organisation=arguments.organisation)
-    for member, place in places.items():
-        print(f"{member + ':':7} {place}")
+    uploads = [("hf", "upload", f"{arguments.organisation or 'ORGANISATION'}/{p.name}", p) for p in places.values()]
+    show_ending(places.values(), [f"repositories of the hub for {pulled.manifest.ref}"], uploads)
 
 
 def _promote(arguments: argparse.Namespace) -> None:
+    from prmkit.cli.ending import show_ending
     from prmkit.io import write_json
     from prmkit.ownership import check_file, json_has
     from registry.errors import GateRefusedError
@@ -285,12 +302,13 @@ def _promote(arguments: argparse.Namespace) -> None:
         if not arguments.if_passed:
             raise
         promoted, reasons = False, list(refusal.reasons)
-        print(f"{arguments.ref} does not get {arguments.alias!r}")
+        text = f"{arguments.ref} does not get {arguments.alias!r}: refused by the gate"
+        following = ["show", arguments.ref]
     else:
         promoted, reasons = True, list(move.gate["reasons"]) if move.gate is not None else []
-        print(f"{move.pair}@{move.alias} is {move.pair}@{move.after}" + (", gate overruled" if move.forced else ""))
-    for reason in reasons:
-        print(f"  {reason}")
+        text = f"{move.pair}@{move.alias} is {move.pair}@{move.after}" + (", gate overruled" if move.forced else "")
+        following = ["pull", f"{move.pair}@{move.alias}", move.pair]
+    show_ending([], [text, *(f"  {reason}" for reason in reasons)], [registry_command(arguments, *following)])
     if arguments.report is not None:
         write_json(
             arguments.report,
@@ -309,21 +327,33 @@ def _alias(arguments: argparse.Namespace) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
+    from prmkit.cli.ending import show_ending
+
     registry, remote = _open(arguments), _open(arguments, arguments.remote)
     with _progress("push") as progress:
         copied = registry.push(remote, arguments.ref, ancestors=arguments.ancestors, watch=progress)
-    print(f"{', '.join(map(str, copied)) or 'nothing new'} in {remote.storage.url}")
+    show_ending(
+        [],
+        [f"{', '.join(map(str, copied)) or 'nothing new'} in {remote.storage.url}"],
+        [("prm", "pairs", "list", "--registry", arguments.remote)],
+    )
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
+    from prmkit.cli.ending import show_ending
+
     registry, remote = _open(arguments), _open(arguments, arguments.remote)
     with _progress("fetch") as progress:
         copied = registry.fetch(remote, arguments.ref, ancestors=arguments.ancestors, watch=progress)
-    print(f"{', '.join(map(str, copied)) or 'nothing new'} in {registry.storage.url}")
+    show_ending(
+        [],
+        [f"{', '.join(map(str, copied)) or 'nothing new'} in {registry.storage.url}"],
+        [registry_command(arguments, "list")],
+    )
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from prmkit.cli.pairs_text import format_size
+    from prmkit.progress import format_size
 
     registry = _open(arguments)
     with _progress("verify") as progress:
@@ -339,7 +369,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _gc(arguments: argparse.Namespace) -> None:
-    from prmkit.cli.pairs_text import format_size
+    from prmkit.progress import format_size
 
     report = _open(arguments).collect_garbage(
         dry_run=arguments.dry_run, patience=arguments.patience, grace=arguments.grace * 3600

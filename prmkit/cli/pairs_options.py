@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+
 from prmkit.cli.plain_parser import PlainParser
 
-__all__ = ["registry_options"]
+__all__ = ["registry_command", "registry_options"]
 
 
 def registry_options() -> PlainParser:
@@ -19,3 +21,9 @@ def registry_options() -> PlainParser:
         help="nobody else changes the registry meanwhile; needed where there are no conditional writes",
     )
     return common
+
+
+def registry_command(arguments: argparse.Namespace, *words: str) -> list[str]:
+    """The words of another `prm pairs` command on the same registry."""
+    named = [] if arguments.registry is None else ["--registry", str(arguments.registry)]
+    return ["prm", "pairs", *words, *named]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prmkit.cli.pairs_options import registry_command
 from prmkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,10 +56,13 @@ def add_command(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _publish(arguments: argparse.Namespace) -> None:
-    from prmkit.cli.pairs_text import TransferProgress
+    from prmkit.cli.ending import show_ending
+    from prmkit.cli.pairs_text import metric_lines
     from prmkit.io import write_atomic
     from prmkit.ownership import check_file, json_has
+    from prmkit.progress import TransferProgress
     from registry import Publication, Registry, read_metrics, record_recipe
+    from registry.gate import gate_word
     from registry.publish import content_key
 
     if arguments.once and arguments.key is not None:
@@ -88,12 +92,14 @@ def _publish(arguments: argparse.Namespace) -> None:
     if arguments.report is not None:
         write_atomic(arguments.report, manifest.to_bytes())
     named = f", {arguments.pair}@{arguments.alias}" if arguments.alias else ""
-    print(f"{manifest.ref}{named} in {registry.storage.url}")
-    for text in (*manifest.compatibility.problems, *manifest.compatibility.notes):
-        print(f"  note: {text}")
-    print(f"gate {'passed' if manifest.gate.passed else 'not passed'}")
-    for reason in manifest.gate.reasons:
-        print(f"  {reason}")
+    notes = [f"note: {text}" for text in (*manifest.compatibility.problems, *manifest.compatibility.notes)]
+    passed = manifest.gate.passed
+    promote = ("promote", manifest.ref, "best") if passed and arguments.alias != "best" else ("show", manifest.ref)
+    show_ending(
+        [f"{manifest.ref}{named} in {registry.storage.url}"],
+        [*metric_lines(manifest), f"gate {gate_word(passed)}", *(f"  {r}" for r in manifest.gate.reasons), *notes],
+        [registry_command(arguments, *promote)],
+    )
 
 
 def _card(arguments: argparse.Namespace) -> Card:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from prmkit.progress import format_size
+from registry.gate import gate_word
 
 if TYPE_CHECKING:
     from registry.aliases import Move
@@ -15,76 +15,22 @@ if TYPE_CHECKING:
     from registry.manifest import Manifest
 
 __all__ = [
-    "TransferProgress",
     "describe",
     "difference_text",
-    "format_size",
     "history_text",
+    "metric_lines",
     "plain",
     "table",
     "versions_text",
 ]
 
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 _SHOWN = ("accuracy", "majority", "pass_at_1", "prm_auroc", "prm_ece")
 _CARD = ("license", "languages", "base_models", "intended_use", "limitations", "contact", "tags")
-
-
-class TransferProgress:
-    """Says on stderr how far a transfer is: one line kept up to date on a terminal, a line now and then elsewhere.
-
-    A `registry.storage.Watch`; its methods may be called from several threads.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._lock = threading.Lock()
-        self._live = sys.stderr.isatty()
-        self._pause = 0.2 if self._live else 5.0
-        self._total = self._done = 0
-        self._start = self._printed = time.monotonic()
-
-    def begin(self, files: int, size: int) -> None:
-        del files
-        with self._lock:
-            self._total += size
-
-    def advance(self, size: int) -> None:
-        with self._lock:
-            self._done += size
-            moment = time.monotonic()
-            if moment - self._printed < self._pause:
-                return
-            self._printed = moment
-            pace = self._done / (moment - self._start)
-            left = max(0, self._total - self._done) / pace if pace else 0.0
-            text = (
-                f"{self._name}: {format_size(self._done)} of {format_size(self._total)}, {format_size(int(pace))}/s, "
-                f"{left:.0f} s left"
-            )
-            print(
-                f"\r\x1b[K{text}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True
-            )
-
-    def close(self) -> None:
-        """Clear the line."""
-        if self._live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def plain(text: str) -> str:
     """The text without control characters: what others wrote into a manifest must not steer the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def format_size(size: int) -> str:
-    """Bytes for people, e.g. `2.0 GB` (of 10^9)."""
-    value = float(size)
-    for unit in _UNITS:
-        if value < 1000 or unit == _UNITS[-1]:
-            break
-        value /= 1000
-    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -116,7 +62,7 @@ def versions_text(summaries: Sequence[Summary], aliases: Mapping[str, Mapping[st
             f"{s.pair}@{s.version}",
             ", ".join(names.get((s.pair, s.version), ())),
             *(f"{s.figures[name]:.4f}" if name in s.figures else "-" for name in present),
-            "passed" if s.passed else "-",
+            gate_word(s.passed),
             s.parent or "-",
             format_size(s.size),
             s.published[:16].replace("T", " "),
@@ -179,8 +125,8 @@ def describe(manifest: Manifest, aliases: Sequence[str]) -> str:
         add(name, what, *(f"{file.sha256[:12]}  {file.path}" for file in entry.files))
     add("attachments", ", ".join(file.path for file in manifest.attachments) or "-")
     if manifest.metrics is not None:
-        add("measured on", f"{manifest.metrics.dataset}, {manifest.metrics.problems} problems", *_figures(manifest))
-    add("gate", "passed" if manifest.gate.passed else "not passed", *manifest.gate.reasons)
+        add("measured on", f"{manifest.metrics.dataset}, {manifest.metrics.problems} problems", *metric_lines(manifest))
+    add("gate", gate_word(manifest.gate.passed), *manifest.gate.reasons)
     verdict = manifest.compatibility
     add("compatible", "yes" if verdict.ok else "no", *verdict.problems, *verdict.notes)
     for field in _CARD:
@@ -192,8 +138,10 @@ def describe(manifest: Manifest, aliases: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _figures(manifest: Manifest) -> list[str]:
-    assert manifest.metrics is not None
+def metric_lines(manifest: Manifest) -> list[str]:
+    """A version's metrics with their confidence intervals, a line each."""
+    if manifest.metrics is None:
+        return []
     lines = []
     for name, figure in manifest.metrics.figures.items():
         interval = ""

@@ -32,7 +32,6 @@ from prmkit.cli.options import (
 from prmkit.cli.outputs import check_output_folder
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
-from prmkit.cli.progress import ProgressLine
 from prmkit.errors import ConfigError, StepFormatError
 from prmkit.evaluation.budgets import (
     BudgetPlan,
@@ -45,6 +44,7 @@ from prmkit.evaluation.budgets import (
 from prmkit.evaluation.summary import check_headline
 from prmkit.legibility import prompt_signs, warn_of
 from prmkit.ownership import check_outputs
+from prmkit.progress import ProgressLine
 from prmkit.scoring.ensemble import EnsembleScorer, Pessimism
 from prmkit.search.best_of_n import BestOfNParams, CoTParams
 from prmkit.search.budget import BudgetLimits
@@ -443,7 +443,7 @@ def _search(job: SearchJob) -> float:
         if output.complete:
             return float(output.state["seconds"])
         searchers = _searchers(job, stack)
-        progress = ProgressLine("search", len(job.problems) * len(searchers), output.lines)
+        progress = ProgressLine("search", len(job.problems) * len(searchers), output.lines, config.in_flight)
         show = _shown_on(stack.enter_context(progress))
         return run_search(job.problems, searchers, output, run_params, show)
 
@@ -454,7 +454,9 @@ def _search_shared(job: SearchJob, run_params: RunParams, stack: ExitStack) -> f
     claims = stack.enter_context(ClaimFolder(f"{job.rows_path}.parts", job.settings(), chunks))
     if not claims.all_done:
         searchers = _searchers(job, stack)
-        progress = ProgressLine("search (this worker)", len(job.problems) * len(searchers))
+        progress = ProgressLine(
+            "search (this worker)", len(job.problems) * len(searchers), at_once=job.config.in_flight
+        )
         run_claimed_search(job.problems, searchers, claims, run_params, _shown_on(stack.enter_context(progress)))
     stack.enter_context(claims.gathering())
     return gather_rows(claims, stack.enter_context(ChunkedOutput(job.rows_path, job.settings())))

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from prmkit.cli.search import SearchJob
-from prmkit.cli.search_plain import PICTURE, describe_prm, warn_of_failures
+from prmkit.cli.search_plain import PICTURE, show_search, warn_of_failures
 from prmkit.evaluation.comparison import comparison_figures, levels_of, search_truth
 from prmkit.evaluation.comparison_plots import comparison_figure, level_figure, save_figure
 from prmkit.evaluation.plots import companion
@@ -61,8 +61,7 @@ def report(job: SearchJob, seconds: float) -> dict[str, Any]:
     header, lines = level_rows(result)
     if len(header) > 2:
         console.print(rich_table(header, lines, title="by difficulty (number of problems)"))
-    describe_prm(result)
-    tokens = summary["tokens"]
-    print(f"{tokens['generated']:,} tokens generated, {tokens['scored']:,} scored, {seconds:.1f} s; {folder}")
+    pictures = [PICTURE, *([LEVEL_PICTURE] if by_level is not None else [])]
+    show_search(job, summary, [folder / name for name in ("summary.json", *pictures, "rows.jsonl")])
     warn_of_failures(rows)
     return summary

@@ -10,16 +10,18 @@ from typing import Any
 
 from rich.console import Console
 
-from prmkit.cli.search import PLAIN, SearchJob
+from prmkit.cli.ending import following_search, show_ending
+from prmkit.cli.search import PLAIN, SearchJob, prm_list
 from prmkit.evaluation.plots import companion, plot_accuracy
 from prmkit.evaluation.summary import figures, tokens_spent, truth_figures
 from prmkit.evaluation.tables import accuracy_rows, rich_table
 from prmkit.io import write_json
 from prmkit.legibility import Signs, warn_of
+from prmkit.progress import format_seconds
 from prmkit.search.rows import SearchRow, read_rows
 from prmkit.types import VerifiableTask
 
-__all__ = ["PICTURE", "describe_prm", "report", "warn_of_failures"]
+__all__ = ["PICTURE", "report", "show_search", "warn_of_failures"]
 
 PICTURE = "accuracy_vs_budget.png"
 
@@ -49,34 +51,37 @@ def report(job: SearchJob, seconds: float) -> dict[str, Any]:
     title = config.title or f"{job.source.task}, {job.source.split}: {len(rows)} problems"
     plot_accuracy(result, config.headline, folder / PICTURE, title)
     write_json(folder / "summary.json", summary)
-    _print(rows, summary, folder)
+    _print(summary)
+    show_search(job, summary, [folder / name for name in ("summary.json", PICTURE, "rows.jsonl")])
+    warn_of_failures(rows)
     return summary
 
 
-def _print(rows: Sequence[SearchRow], summary: dict[str, Any], folder: Path) -> None:
+def _print(summary: dict[str, Any]) -> None:
     result, headline = summary["figures"], summary["headline"]
     methods = ("oracle", headline, companion(headline), "majority")
     Console().print(rich_table(*accuracy_rows(result, methods)))
+
+
+def show_search(job: SearchJob, summary: dict[str, Any], made: Sequence[Path]) -> None:
+    """Print the ending of a search: the gain on majority and the PRM against exact truth where they are known, what
+    was spent, and the command to type next."""
+    result, tokens, config = summary["figures"], summary["tokens"], job.config
+    results = []
     if "gain_at_16" in result:
         gain = result["gain_at_16"]
         error = "" if gain["se"] is None else f" ± {100 * gain['se']:.1f}"
-        print(f"{headline} less majority at N = 16, paired by problem: {100 * gain['mean']:+.1f}{error} points")
-    describe_prm(result)
-    tokens = summary["tokens"]
-    print(
-        f"{tokens['generated']:,} tokens generated, {tokens['scored']:,} scored, {summary['seconds']:.1f} s; {folder}"
-    )
-    warn_of_failures(rows)
-
-
-def describe_prm(result: dict[str, Any]) -> None:
-    """A line on the PRM against exact truth, where that is known."""
+        points = f"{100 * gain['mean']:+.1f}{error} points"
+        results.append(f"{summary['headline']} less majority at N = 16, paired by problem: {points}")
     if "prm" in result:
         shown = ("auroc", "step_accuracy", "first_error_f1", "ece")
-        print(
-            "PRM against exact truth: "
-            + ", ".join(f"{name} {result['prm'][name]:.3f}" for name in shown if result["prm"][name] is not None)
-        )
+        known = [f"{name} {result['prm'][name]:.3f}" for name in shown if result["prm"][name] is not None]
+        results.append(f"PRM against exact truth: {', '.join(known)}")
+    spent = f"{tokens['generated']:,} tokens generated, {tokens['scored']:,} scored"
+    results.append(f"{spent}, {format_seconds(summary['seconds'])}")
+    prms = prm_list(config.prm)
+    following = following_search(config.policy, prms, config.output, job.source.task, comparison=not job.plain)
+    show_ending(made, results, [following])
 
 
 def warn_of_failures(rows: Sequence[SearchRow]) -> None:

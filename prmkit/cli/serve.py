@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prmkit.cli.ending import show_ending
 from prmkit.cli.loading import fingerprint, load_engine, load_scorer, resolve_model
 from prmkit.cli.options import EngineConfig, ScorerConfig, build, make_parser, parse_settings, print_help, wants_help
 from prmkit.cli.parsing import expand_configs, user_errors
@@ -102,11 +103,13 @@ def run(argv: list[str]) -> int:
     with ExitStack() as stack:
         policy, prm = _policy(config, values, stack), _prm(config, values, stack)
         from prmkit.serving.app import make_app
-        from prmkit.serving.run import serve
+        from prmkit.serving.run import Answers, serve
 
         app = make_app(policy, prm, api_key=key, max_waiting=config.max_waiting)
+        answers = Answers(app)
         names = " and ".join(model.name for model in (policy, prm) if model is not None)
         serve(app, config.host, config.port, lambda url: print(f"{names} at {url}", file=sys.stderr, flush=True))
+    show_ending([], [answers.describe()], [("prm", "serve", *argv)])
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -19,37 +19,25 @@ from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.exact_resume import ExactResume
 from callbacks.predictions import PredictionsWriter
 from callbacks.preemption import REQUEUE, Preempted, Preemption
+from callbacks.progress import FitProgress
 from prmkit.cli.config_tree import CommandLine
 from prmkit.cli.default_callbacks import default_callbacks
 from prmkit.cli.fit import TERMINATED
 from prmkit.cli.fit_callbacks import complete_trainer
+from prmkit.cli.fit_ending import show_outcome
 from prmkit.cli.fit_settings import DEFAULTS
 from prmkit.cli.lightning_errors import one_line_errors
 from prmkit.cli.parsing import user_errors
 from prmkit.cli.resume import checkpoint_folders, resume
 from prmkit.cli.run_folder import check_places, hold_run_folder
 from prmkit.cli.saved_config import SavedConfig, dump_config, parse_tree
+from prmkit.quiet import checkpoint_follows
 
 __all__ = ["PrmCLI", "run_trainer"]
 
 INTERRUPTED = 130
 
 log = logging.getLogger(__name__)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """False for Lightning's advertisement of other software at every start, and for what DeepSpeed, where it is
-    installed, says of a machine without a GPU when accelerate imports it."""
-    message = record.getMessage()
-    return "litlogger" not in message and "Setting accelerator to CPU" not in message
-
-
-for _name in ("lightning.pytorch.utilities.rank_zero", "DeepSpeed"):
-    logging.getLogger(_name).addFilter(_is_news)
-# Lightning's own use of torch, at every start and nothing that a user could change.
-warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
-# The data modules keep the loaders' positions themselves.
-warnings.filterwarnings("ignore", message=r".*resuming from a checkpoint that ended before the epoch ended")
 
 
 def _parser_options(command: str) -> dict[str, Any]:
@@ -76,6 +64,7 @@ class PrmCLI(LightningCLI):
 
     def __init__(self, command: str, line: CommandLine) -> None:
         self.command = command
+        self.arguments = line.arguments
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -111,6 +100,9 @@ class PrmCLI(LightningCLI):
             extra.append(PredictionsWriter(path))
         if self.command == "fit":
             extra += default_callbacks(config, self.model, export=self.config.export, summary=self.config.summary)
+        own = config["callbacks"] or []
+        if config["enable_progress_bar"] is not False and not any(isinstance(found, ProgressBar) for found in own):
+            extra.append(FitProgress())
         with one_line_errors():
             trainer = super()._instantiate_trainer(config, extra)
         if self.command == "fit":  # the last of the callbacks: what they do at a step belongs to its checkpoint
@@ -184,8 +176,11 @@ def _run(cli: PrmCLI, path: str | None) -> int:
     keywords["weights_only"] = cli.config.weights_only
     if cli.command == "predict":
         keywords["return_predictions"] = False
+    if cli.command in ("validate", "test"):
+        keywords["verbose"] = False  # the ending has the metrics
     try:
-        getattr(trainer, cli.command)(cli.model, **keywords)
+        with checkpoint_follows(keywords["ckpt_path"] is not None):
+            getattr(trainer, cli.command)(cli.model, **keywords)
     except Preempted:
         return REQUEUE
     except SIGTERMException:
@@ -194,4 +189,5 @@ def _run(cli: PrmCLI, path: str | None) -> int:
         if trainer.state.status is TrainerStatus.INTERRUPTED:
             return INTERRUPTED
         raise
+    show_outcome(cli)
     return 0

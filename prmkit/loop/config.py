@@ -83,7 +83,7 @@ class LoopConfig:
         reference: of the KL penalty: "refreshed": the policy that an iteration begins with; "first": the first one.
         harder: settings for harder problems, in the order in which they come in.
         harder_by: figure of `metrics` that decides it, e.g. pass_at_1 or accuracy.
-        on_refusal: when a pair does not pass the gate: "continue" with its models all the same; "return" to the last
+        on_refusal: when the gate refuses a pair: "continue" with its models all the same; "return" to the last
             ones that passed; "stop".
         alias: name that moves to pairs that pass.
         gate: conditions of the gate (fields of registry.GateConfig).

@@ -28,6 +28,7 @@ from prmkit.models.source import (
     to_dtype,
     write_tokenizer,
 )
+from prmkit.quiet import weights_follow
 from prmkit.steps import BoundStepFormat, StepFormat
 from prmkit.weights import SPOILED, check_kind, check_weights
 
@@ -177,6 +178,7 @@ def read_model(
     attn_implementation: str | None = None,
     new: tuple[str, ...] = (),
     seed: int = 0,
+    new_level: int = logging.WARNING,
     **options: Any,
 ) -> PreTrainedModel:
     """A transformers model from the safetensors of a folder, without remote code.
@@ -188,6 +190,7 @@ def read_model(
         attn_implementation: attention kernel; None leaves the choice to transformers.
         new: first parts of the names of weights that may be missing; they are drawn with `seed` and logged.
         seed: of new weights.
+        new_level: level of the log line on them; nothing is logged where a checkpoint's weights replace them.
         options: further arguments of `from_pretrained`.
 
     Raises:
@@ -218,10 +221,9 @@ def read_model(
     spoiled = next((name for name, tensor in model.named_parameters() if not _finite(tensor)), None)
     if spoiled is not None:
         raise DataError(f"{folder}: {spoiled} {SPOILED}")
-    if missing:
-        logger.warning(
-            "%s: %d weights are new and random (seed %d): %s", folder, len(missing), seed, ", ".join(missing)
-        )
+    if missing and not weights_follow():
+        text = "%s: %d weights are new and random (seed %d): %s"
+        logger.log(new_level, text, folder, len(missing), seed, ", ".join(missing))
     if info["unexpected_keys"]:
         names = sorted(info["unexpected_keys"])
         logger.warning("%s: %d tensors are not used, e.g. %s", folder, len(names), names[0])

@@ -6,6 +6,7 @@ read, and multiplied by the head; for label tokens that is two rows of the langu
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -164,7 +165,8 @@ def build_prm(source: ModelSource, step_format: BoundStepFormat) -> PRMModel:
     """
     head_kind = step_format.spec.prm.head
     if source.path is not None:
-        model = _read(resolve_source(source), step_format, source.dtype, source.attn_implementation, source.seed)
+        folder, level = resolve_source(source), logging.INFO  # a new head is what a first training begins with
+        model = _read(folder, step_format, source.dtype, source.attn_implementation, source.seed, level)
     elif head_kind == "label_tokens":
         model = from_config(AutoModelForCausalLM, make_config(source, step_format.tokenizer), source)
     else:
@@ -175,7 +177,9 @@ def build_prm(source: ModelSource, step_format: BoundStepFormat) -> PRMModel:
     return prm.train()
 
 
-def _read(folder: Path, bound: BoundStepFormat, dtype: str, attention: str | None, seed: int) -> PreTrainedModel:
+def _read(
+    folder: Path, bound: BoundStepFormat, dtype: str, attention: str | None, seed: int, new_level: int = logging.WARNING
+) -> PreTrainedModel:
     plan = plan_head(bound.spec.prm.head, check_weights(folder), folder)
     config = read_config(folder)
     for name, value in plan.config.items():
@@ -187,6 +191,7 @@ def _read(folder: Path, bound: BoundStepFormat, dtype: str, attention: str | Non
         attention,
         plan.new,
         seed,
+        new_level,
         config=config,
         key_mapping=None if plan.key_mapping is None else dict(plan.key_mapping),
     )

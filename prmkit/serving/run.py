@@ -4,15 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
+from collections import Counter
 from collections.abc import Callable
 
 from aiohttp import web
 
 from prmkit.errors import ConfigError
+from prmkit.progress import format_seconds
 
-__all__ = ["serve"]
+__all__ = ["Answers", "serve"]
 
 _GRACE_SECONDS = 30.0
+
+
+class Answers:
+    """Counts what an application answers, from now on; before it is started.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: web.Application) -> None:
+        self._start = time.monotonic()
+        self._good: Counter[str] = Counter()
+        self._refused = 0
+        app.on_response_prepare.append(self._count)
+
+    async def _count(self, request: web.Request, response: web.StreamResponse) -> None:
+        if response.status < 400:
+            self._good[request.path] += 1
+        else:
+            self._refused += 1
+
+    def describe(self) -> str:
+        """Requests answered by path, those refused, and the time, in words."""
+        paths = ", ".join(f"{path} {count:,}" for path, count in sorted(self._good.items()))
+        refused = f", {self._refused:,} refused" if self._refused else ""
+        total = f"{self._good.total():,} requests answered" + (f" ({paths})" if paths else "")
+        return f"{total}{refused} in {format_seconds(time.monotonic() - self._start)}"
 
 
 def serve(app: web.Application, host: str, port: int, on_ready: Callable[[str], None]) -> None:

@@ -74,7 +74,7 @@ def test_the_trained_half_and_the_other_one(policy, store, tmp_path, caplog):
         fit(policy, tmp_path, PublishPair("toy", alias="best", parent="toy@1", **settings), max_epochs=2)
     assert store.versions("toy") == [1, 2]
     assert "best" not in store.aliases("toy")  # the gate has no metrics to go by, and that ends no fit
-    assert "does not pass the gate" in caplog.text
+    assert "refused by the gate" in caplog.text
 
 
 def test_the_run_s_config_is_kept(policy, store, tmp_path):

@@ -65,7 +65,7 @@ def test_a_pair_from_beginning_to_end(prm, folders, tmp_path):
     one, two, three = (metrics(tmp_path / f"{a}.json", a) for a in (0.5, 0.4, 0.7))
     status, out, _ = prm("publish", "math", *both, "--metrics", one, "--alias", "best", "--summary", "A first pair.",
                          "--command", "prm fit --config a.yaml", "--data", one)  # fmt: skip
-    assert (status, out.splitlines()[0]) == (0, f"math@1, math@best in {tmp_path / 'registry'}")
+    assert (status, out.splitlines()[0]) == (0, f"made    math@1, math@best in {tmp_path / 'registry'}")
     assert "gate passed" in out
     assert prm("publish", "math", *both, "--metrics", two, "--parent", "math@1", "--alias", "candidate")[0] == 0
     assert prm("publish", "math", *both, "--metrics", three, "--parent", "math@1")[0] == 0
@@ -80,15 +80,15 @@ def test_a_pair_from_beginning_to_end(prm, folders, tmp_path):
 
     status, out, err = prm("promote", "math@2", "best")
     assert (status, out) == (2, "")
-    assert err.startswith("error: math@2: does not pass the gate to 'best': not met: accuracy 0.4000 against 0.5000")
-    assert prm("promote", "math@3", "best")[1].startswith("math@best is math@3\n  ok: 100 problems")
+    assert err.startswith("error: math@2: refused by the gate to 'best': not met: accuracy 0.4000 against 0.5000")
+    assert prm("promote", "math@3", "best")[1].startswith("result  math@best is math@3\n          ok: 100 problems")
     assert "gate overruled" in prm("promote", "math@2", "--force", "--reason", "to show it")[1]
     history = prm("history", "math")[1]
     assert history.splitlines()[-1].endswith("math@best moved from @3 to @2 by ada@engine, gate overruled: to show it")
     assert len(history.splitlines()) == 3 + 4
 
     status, out, _ = prm("pull", "math@best", tmp_path / "here")
-    assert (status, out.splitlines()[0]) == (0, f"math@2 in {tmp_path / 'here'}: 9 of 9 files copied")
+    assert (status, out.splitlines()[2]) == (0, f"result  math@2 in {tmp_path / 'here'}: 9 of 9 files copied")
     assert (tmp_path / "here" / "policy" / "config.json").read_bytes() == (
         tmp_path / "policy" / "config.json"
     ).read_bytes()
@@ -112,8 +112,8 @@ def test_care(prm, folders, tmp_path):
     policy, reward = folders
     prm("publish", "math", "--policy", policy, "--prm", reward)
     assert prm("verify")[1].startswith("sound: 1 versions, 7 contents")
-    assert prm("push", tmp_path / "backup", "math")[1] == f"math@1 in {tmp_path / 'backup'}\n"
-    assert prm("push", tmp_path / "backup", "math")[1] == f"nothing new in {tmp_path / 'backup'}\n"
+    assert prm("push", tmp_path / "backup", "math")[1].startswith(f"result  math@1 in {tmp_path / 'backup'}\n")
+    assert prm("push", tmp_path / "backup", "math")[1].startswith(f"result  nothing new in {tmp_path / 'backup'}\n")
     weights = max((tmp_path / "registry" / "blobs").rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
     (tmp_path / "registry" / "tmp" / "left").write_bytes(b"x" * 10)
     weights.chmod(0o644)

@@ -17,7 +17,7 @@ def test_stages_hand_on_what_they_make(tmp_path):
     made: set[str] = set()
     for together in stages(tmp_path, "quick", seed=3):
         for stage in together:
-            assert "3" in stage.argv
+            assert "3" in stage.argv or stage.name == "gate"
             assert str(stage.directory) in " ".join(stage.argv)
             assert all(str(path) in made or path.name == "quick.yaml" for path in stage.inputs)
             assert all(stage.directory in path.parents for path in stage.outputs)

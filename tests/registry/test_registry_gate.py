@@ -132,7 +132,7 @@ def test_promotion(registry, make_publication, make_metrics):
     better = registry.publish(make_publication(metrics=make_metrics(0.9, seed=2), parent="math@1"))
     assert (worse.gate.passed, better.gate.passed) == (False, True)
     assert worse.gate.reference == "math@1"
-    with pytest.raises(GateRefusedError, match=r"math@2: does not pass the gate to 'best': not met: accuracy 0\.4000"):
+    with pytest.raises(GateRefusedError, match=r"math@2: refused by the gate to 'best': not met: accuracy 0\.4000"):
         registry.promote("math@2")
     assert registry.aliases("math") == {"best": 1}
     registry.promote("math@3")
