@@ -10,7 +10,7 @@ from typing import Any
 from prmkit.cli.config_values import members
 from prmkit.cli.fit_settings import normalise
 from prmkit.cli.signatures import Kind, ListOf, Record, signature
-from prmkit.errors import DataError
+from prmkit.errors import ConfigError, DataError
 from prmkit.io import expand_paths
 
 __all__ = ["check_files"]
@@ -22,7 +22,7 @@ _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "pr
 
 
 def check_files(tree: dict[str, Any], command: str) -> None:
-    """Refuse a model folder or a file of rows that is not there.
+    """Refuse a model folder, a file of rows or a checkpoint that is not there.
 
     Names like "org/model" may be on the hub and are left to those who load them, and so is what follows from defaults.
 
@@ -31,8 +31,11 @@ def check_files(tree: dict[str, Any], command: str) -> None:
         command: "fit", "validate", "test" or "predict": data of other stages are not looked for.
 
     Raises:
-        DataError: with the key and the path.
+        ConfigError, DataError: with the key and the path.
     """
+    checkpoint = tree.get("ckpt_path")
+    if checkpoint not in (None, "last") and "://" not in checkpoint and not Path(checkpoint).exists():
+        raise ConfigError("ckpt_path", checkpoint, "an existing checkpoint, or `last`")
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -13,7 +13,6 @@ from prmkit.cli.config_tree import CommandLine, read_command_line
 from prmkit.cli.config_values import is_reference
 from prmkit.cli.signatures import ClassOf, Kind, Plain, Record, Setting, Signature, Union, signature
 from prmkit.errors import PrmkitError
-from prmkit.resources import shipped_configs
 
 __all__ = ["DEFAULTS", "config_text", "normalise", "read_fit", "take_print_config", "wants_parser_help"]
 
@@ -51,7 +50,7 @@ def read_fit(argv: Sequence[str], command: str) -> CommandLine:
     if missing:
         raise PrmkitError(
             f"{missing}: not given. Name a config that has it: prm {command} --config FILE "
-            f"(shipped: {', '.join(shipped_configs())})"
+            f"(`prm configs list` names the shipped ones)"
         )
     return line
 

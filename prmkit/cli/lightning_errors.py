@@ -21,7 +21,7 @@ _SIZES = re.compile(
 )
 _NAMES = re.compile(r"(?P<what>Missing|Unexpected) key\(s\) in state_dict: \"(?P<name>[^\"]+)\"")
 _MONITOR = re.compile(r"Early stopping conditioned on metric `(?P<name>[^`]*)`.*?following: (?P<there>.*)$", re.S)
-_REFUSED_BY = ("lightning.", "lightning_fabric.", "pytorch_lightning.", "wandb.")
+_REFUSED_BY = ("lightning.", "lightning_utilities.", "lightning_fabric.", "pytorch_lightning.", "wandb.")
 _PARAMETERS = frozenset(inspect.signature(Trainer).parameters)
 
 
@@ -66,7 +66,7 @@ def _readable(error: Exception, checkpoint: str | None) -> PrmkitError | None:
             f"--ckpt_path {checkpoint}: its optimiser has other groups of weights than this fit's ({_joined(text)}). "
             f"Keep the optimiser and what is trained, or start from the weights: `prm export` and --model.source.path."
         )
-    if isinstance(error, (ValueError, TypeError)) and _origin(error).startswith(_REFUSED_BY):
+    if isinstance(error, (ValueError, TypeError, ImportError)) and _origin(error).startswith(_REFUSED_BY):
         return PrmkitError(_with_key(text))
     return None
 

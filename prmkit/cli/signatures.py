@@ -8,7 +8,7 @@ unknown `**kwargs` is `open`; both are left to the real parser, which imports th
 from __future__ import annotations
 
 import ast
-import importlib.util
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -371,10 +371,7 @@ def _collect(module: _Module, package: str, body: list[ast.stmt]) -> None:
 
 def _source_file(name: str) -> Path | None:
     first, *rest = name.split(".")
-    try:
-        spec = importlib.util.find_spec(first)
-    except (ImportError, ValueError):
-        return None
+    spec = next(filter(None, (finder.find_spec(first, None) for finder in sys.meta_path)), None)
     if spec is None:
         return None
     if not rest:

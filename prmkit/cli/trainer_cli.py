@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -88,6 +88,11 @@ class PrmCLI(LightningCLI):
         # LightningCLI warns when sys.argv is not empty, although it is given what to parse
         with user_errors(f"prm {self.command}", parser):
             self.config = parse_tree(parser, args)
+
+    def _set_seed(self) -> None:
+        seed = self.config.seed_everything
+        if seed is not False:  # without Lightning's line at every start: the config has the number
+            self.config.seed_everything = seed_everything(None if seed is True else seed, workers=True, verbose=False)
 
     def instantiate_classes(self) -> None:
         with one_line_errors(), user_errors(f"prm {self.command}", self.parser):

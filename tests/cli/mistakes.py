@@ -22,6 +22,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "what_happens_when.md"
 SEARCH = "prm search --policy policy --prm prm --limit 4 --output found"
 ANNOTATE = "prm annotate --policy policy --limit 4 --output steps.jsonl"
 CONVERT = "prm annotate --convert labels.jsonl --to prmkit --output new.jsonl"
+FIT = "prm fit --config configs/sft/quick.yaml"
 PUBLISH = "prm pairs publish math --policy policy --prm prm"
 
 
@@ -82,17 +83,45 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("prm completion fish", ("fish", "bash")),
     Mistake("prm search --config nowhere.yaml", ("--config nowhere.yaml", "no such file", "prm configs list")),
     Mistake("prm search --config bad.yaml", ("bad.yaml:2", "not valid YAML")),
-    Mistake("prm search --policy policy", ("output", "not given", "--config FILE", "prm configs list")),
+    Mistake("prm search --policy policy", ("output", "not given", "Give --output VALUE", "prm search --help")),
     Mistake(f"{SEARCH} extra", ("extra", "not an argument here")),
-    Mistake(f"{SEARCH} --sampling.temprature 1", ("sampling.temprature", "sampling.temperature")),
+    Mistake(f"{SEARCH} --sampling.temprature 1", ("sampling.temprature", "`temperature`")),
     Mistake(f"{SEARCH} --budget_unit words", ("budget_unit", "'words'", "samples | tokens")),
     Mistake(f"{SEARCH} --engine.dtype float8", ("engine.dtype", "'float8'", "float32 | bfloat16 | float16")),
     Mistake(f"{SEARCH} --engine.max_rows many", ("engine.max_rows", "'many'", "int")),
     Mistake(f"{SEARCH} --sampling '{{temperature'", ("sampling", "{temperature")),
-    Mistake(f"{SEARCH} --task_options '{{a: 1'", ("task_options", "'{a: 1'", "dict")),
-    Mistake(f"{SEARCH} --task_options 3", ("task_options", "'3'", "dict")),
+    Mistake(f"{SEARCH} --task_options '{{a: 1'", ("task_options", "'{a: 1'", "a mapping")),
+    Mistake(f"{SEARCH} --task_options 3", ("task_options", "3", "a mapping")),
     Mistake(f"{CONVERT} --from xml", ("from", "'xml'", "auto | prmkit")),
     Mistake("prm annotate --convert labels.jsonl --to xml --output new.jsonl", ("to", "'xml'", "prmkit | ")),
+    # settings of a fit
+    Mistake(f"{FIT} --trainer.max_epoch 9", ("trainer.max_epoch:", "Did you mean `max_epochs`")),
+    Mistake(f"{FIT} --model.optimizer.lrr 1", ("model.init_args.optimizer.lrr", "Did you mean `lr`")),
+    Mistake(f"{FIT} --model.optimizer.lr fast", ("model.init_args.optimizer.lr", "'fast'", "float")),
+    Mistake(f"{FIT} --model.optimizer.schedule step", ("optimizer.schedule", "'step'", "cosine | linear | constant")),
+    Mistake(f"{FIT} --trainer.precision 17", ("trainer.precision", "17", "bf16-mixed")),
+    Mistake(f"{FIT} --data.val null", ("data.init_args.val", "null", "a list")),
+    Mistake(f"{FIT} --data.train.0.cuont 3", ("data.init_args.train.0.cuont", "`count`")),
+    Mistake(f"{FIT} --data.train.7.count 3", ("data.init_args.train.7", "no such item", "a list of 1")),
+    Mistake(f"{FIT} --trainer.callbacks.dirpath x", ("trainer.callbacks is a list", "--trainer.callbacks.0.dirpath")),
+    Mistake(f"{FIT} --model.class_path lightning_modules.sft.STF", ("model.class_path", "has no attribute 'STF'")),
+    Mistake(f"{FIT} --model.class_path my_module.Model", ("model.class_path", "No module named 'my_module'")),
+    Mistake(f"{FIT} --trainer.devices", ("trainer.devices", "a value must follow")),
+    Mistake(f"{FIT} --print_config=comments", ("--print_config=comments", "takes no value")),
+    Mistake(f"{FIT} -x 1", ("-x", "two dashes")),
+    Mistake(f"{FIT} stray", ("stray", "not an argument here")),
+    Mistake(f"{FIT} --config twice.yaml", ("twice.yaml:2", "'seed_everything' is given twice, in lines 1 and 2")),
+    Mistake(f"{FIT} --config folder", ("folder", "no such file")),
+    Mistake(f"{FIT} --ckpt_path gone.ckpt", ("ckpt_path", "'gone.ckpt'", "an existing checkpoint, or `last`")),
+    Mistake("prm fit --trainer.max_epochs 2", ("`data`, `model`: not given", "prm fit --config FILE")),
+    Mistake("prm fit --config configs/prm/accumulator.yaml", ("runs/accumulator/sft/policy", "no such model folder")),
+    Mistake(
+        "prm fit --config configs/prm/accumulator.yaml --model.source.path policy",
+        ("data.init_args.train.0.path", "runs/accumulator/annotate/annotations.jsonl", "no such file"),
+    ),
+    Mistake(f"{FIT} --model.optimizer.lr=-1", ("optimizer.lr", "-1", "a positive number"), light=False),
+    Mistake(f"{FIT} --trainer.strategy ddp3", ("ddp3",), light=False),
+    Mistake(f"{FIT} --trainer.accelerator tpu", ("trainer:", "torch_xla"), light=False),
     # sizes and budgets
     Mistake(f"{SEARCH} --n 0", ("n: got 0", "at least 1")),
     Mistake(f"{SEARCH} --budgets 0", ("budgets", "0", "at least 1")),
@@ -170,7 +199,7 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("prm pairs publish math --policy nowhere --prm prm", ("nowhere", "not a model folder")),
     Mistake("prm pairs publish 'my pair' --policy policy --prm prm", ("pair", "'my pair'", "a-z, 0-9")),
     Mistake(f"{PUBLISH} --metrics nowhere.json", ("nowhere.json", "no such file")),
-    Mistake(f"{PUBLISH} --gate bad.json", ("bad.json", "not valid JSON")),
+    Mistake(f"{PUBLISH} --gate bad.json", ("bad.json", "malformed JSON")),
     Mistake(f"{PUBLISH} --card folder", ("folder", "Is a directory")),
     Mistake(f"{PUBLISH} --attach nowhere", ("nowhere", "no such file")),
     Mistake("prm pairs promote math@1 best", ("math@1", "gate", "--force")),
@@ -262,6 +291,7 @@ def make_workspace(folder: Path) -> None:
     (folder / "file.txt").write_text("text\n")
     (folder / "bad.json").write_text("{")
     (folder / "bad.yaml").write_text("policy: [\n  }\n")
+    (folder / "twice.yaml").write_text("seed_everything: 1\nseed_everything: 2\n")
     record = {"schema": 1, "problem_id": "a", "question": "1+1,2", "answer": "2", "steps": ["1+1=2"], "values": [1.0]}
     record |= {"rollouts": [8], "source": "human", "policy": "people", "correct": True}
     (folder / "labels.jsonl").write_text(json.dumps(record) + "\n")

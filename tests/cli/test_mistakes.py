@@ -34,7 +34,7 @@ def test_a_mistake_is_one_line_and_status_2(answers, mistake):
 
 
 def test_nothing_was_written(answers, workspace):
-    names = {"bad.json", "bad.yaml", "file.txt", "folder", "labels.jsonl", "policy", "prm", "registry"}
+    names = {"bad.json", "bad.yaml", "file.txt", "folder", "labels.jsonl", "policy", "prm", "registry", "twice.yaml"}
     assert {path.name for path in workspace.iterdir()} - {"hub"} == names
     assert not any((workspace / "folder").iterdir())
 
