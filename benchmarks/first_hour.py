@@ -30,7 +30,8 @@ RESULT = ROOT / "benchmarks" / "results" / "first_hour.json"
 def load(name: str, file: str) -> ModuleType:
     """A module of the tests, whose tables are measured here."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
