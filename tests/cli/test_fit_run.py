@@ -187,10 +187,10 @@ def test_a_second_fit_in_a_run_folder_is_refused_until_the_first_ends(capsys, wo
         message = error_of(capsys, "--config", "toy.yaml", "--model.seen", "other.txt")
         assert message.startswith(f"trainer.default_root_dir: another fit writes to {workdir / 'run'} (process ")
         assert str(process.pid) in message
-        outside = with_callbacks(default_root_dir="elsewhere")
-        config = Path("variant.yaml").read_text().replace("${trainer.default_root_dir}/checkpoints", "run/checkpoints")
-        Path("variant.yaml").write_text(config)
-        assert main(["fit", *outside, "--trainer.max_epochs", "1"]) == 0  # no lock of ours in its folder
+        text = Path("toy.yaml").read_text().replace("${trainer.default_root_dir}/checkpoints", "run/checkpoints")
+        Path("shared.yaml").write_text(text)  # another run's folder, the same checkpoints
+        message = error_of(capsys, "--config", "shared.yaml", "--trainer.default_root_dir", "elsewhere")
+        assert message.startswith(f"trainer.callbacks.ModelCheckpoint.dirpath: another fit writes to {workdir / 'run'}")
     finally:
         process.kill()
         process.wait()
@@ -218,7 +218,7 @@ def test_places_that_cannot_be_written_are_refused_first(capsys, place):
 
 
 def file_writers() -> list[type]:
-    """Our callbacks whose code writes."""
+    """Our callbacks whose code writes files."""
     found = []
     for name in [f"callbacks.{module.name}" for module in pkgutil.iter_modules(callbacks.__path__)]:
         module = importlib.import_module(name)
