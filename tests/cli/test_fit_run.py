@@ -3,6 +3,7 @@
 import csv
 import importlib
 import inspect
+import itertools
 import os
 import pkgutil
 import re
@@ -163,14 +164,14 @@ def test_a_limit_of_time_needs_a_folder_to_stop_with(capsys):
     assert error_of(capsys, *argv).startswith("trainer.max_time: got '1 s'; accepted: null, or a ModelCheckpoint with")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_more_signals_do_not_change_the_status(number):
+def test_more_signals_do_not_change_the_status():
     """Sent from the first until the process is gone, in the half second in which the interpreter ends."""
     process = started("--config", "toy.yaml", "--model.seconds", "0.05", "--trainer.max_epochs", "100")
     until_steps(process, 3)
     deadline = time.monotonic() + 60
+    numbers = itertools.cycle([signal.SIGTERM, signal.SIGUSR1])
     while process.poll() is None:
-        process.send_signal(number)
+        process.send_signal(next(numbers))
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert process.returncode == 75
@@ -273,6 +274,7 @@ def test_the_csv_history_continues(version):
     assert len(list(Path("run").rglob("metrics.csv"))) == 1
 
 
+@pytest.mark.slow
 def test_a_wandb_run_continues_under_its_id(monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -331,6 +333,7 @@ def test_the_rest_is_shown_on_request(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_wandb_without_key_or_not_installed(monkeypatch, capsys):
     pytest.importorskip("wandb")
     logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"save_dir": "run"}}
