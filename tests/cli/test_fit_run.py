@@ -42,9 +42,9 @@ class Model(LightningModule):
     def training_step(self, batch, batch_idx):
         time.sleep(self.seconds)
         with open(self.seen, "a") as file:
-            file.write(f"{int(batch[0])}\\n")
-        loss = ((self.w - batch.mean()) ** 2).sum()
-        self.log("train/loss", loss)
+            file.write(f"{int(batch.rows[0])}\\n")
+        loss = ((self.w - batch.rows.mean()) ** 2).sum()
+        self.log("train/loss", loss, batch_size=2)
         return loss
 
     def validation_step(self, batch, batch_idx):
@@ -53,10 +53,18 @@ class Model(LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
+
+class Exported(Model):
     def export_pretrained(self, directory, weight_version=0):
         os.makedirs(directory, exist_ok=True)
         with open(os.path.join(directory, "model.txt"), "w") as file:
             file.write("exported")
+
+
+class Batch:
+    def __init__(self, rows):
+        self.rows = torch.stack(rows)
+        self.attention_mask = torch.ones_like(self.rows)
 
 
 class Data(LightningDataModule):
@@ -65,7 +73,7 @@ class Data(LightningDataModule):
         self.rows = rows
 
     def train_dataloader(self):
-        return torch.utils.data.DataLoader(torch.arange(self.rows).float(), batch_size=2)
+        return torch.utils.data.DataLoader(torch.arange(self.rows).float(), batch_size=2, collate_fn=Batch)
 
     def val_dataloader(self):
         return torch.utils.data.DataLoader(torch.zeros(2), batch_size=2)
@@ -239,6 +247,7 @@ def test_every_callback_that_writes_files_is_left_out_of_a_smoke_test(kind):
 
 def test_a_smoke_test_writes_nothing():
     argv = with_callbacks({"class_path": "callbacks.export.ExportPretrained", "init_args": {"dirpath": "run/model"}})
+    argv += ["--model", "toy_for_runs.Exported"]
     smoke = ["fit", *argv, "--trainer.fast_dev_run", "true"]
     before = tree()
     assert main(smoke) == 0
