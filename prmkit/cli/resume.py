@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.checkpoint_io import newest_checkpoint
-from callbacks.resume_settings import RECORD, ResumeSettings
+from callbacks.resume_settings import ResumeSettings
 from prmkit.checkpoints import read_sharded
 from prmkit.checkpoints.reading import UnreadableCheckpointError, load_any, load_plain
 from prmkit.checkpoints.sharded import trainer_state
@@ -126,13 +126,13 @@ def resume(cli: PrmCLI) -> str | None:
             f"{path} OUT` and --model.source.path OUT."
         )
     keeper = next(each for each in trainer.callbacks if isinstance(each, ResumeSettings))  # type: ignore[attr-defined]
-    keeper.found = state.get(RECORD, {})
-    changes = list(_changes(keeper.settings, keeper.found.get("settings")))
+    found = keeper.expect(path, state)
+    changes = list(_changes(keeper.settings, found.get("settings")))
     _refuse_structure(path, changes)
-    _check_length(trainer, path, state, keeper.found.get("settings", {}))
+    _check_length(trainer, path, state, found.get("settings", {}))
     for key, ours, theirs in changes:
         log.info("resume: %s: %s (checkpoint: %s)", key, ours, theirs)
-    continue_histories(trainer, keeper.found, int(state["global_step"]))
+    continue_histories(trainer, found, int(state["global_step"]))
     return path
 
 

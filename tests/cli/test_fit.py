@@ -366,7 +366,7 @@ def test_last_needs_a_checkpoint_folder(capsys):
 
 def test_what_lightning_refuses_is_a_users_error(workdir, capsys):
     bar = "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar"  # the config wants none
-    assert "trainer: Trainer was configured with" in error_of(capsys, "--config", "toy.yaml", bar)
+    assert "trainer.enable_progress_bar: Trainer was configured with" in error_of(capsys, "--config", "toy.yaml", bar)
 
 
 def test_unsafe_checkpoint_is_refused(workdir, capsys):
