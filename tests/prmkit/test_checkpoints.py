@@ -163,3 +163,14 @@ def test_what_a_user_put_into_a_checkpoint_stays(tmp_path):
         publish(target, 2)
     assert (target / "notes.md").read_text() == "mine"
     assert steps_taken(target) == 1
+
+
+def test_a_retired_checkpoint_goes_when_its_successor_is_there(tmp_path):
+    retired = tmp_path / ".a.ckpt.x1.old"
+    publish(tmp_path / "b.ckpt", 1)
+    (retired / "folder").mkdir(parents=True)
+    remove_leftovers(tmp_path)
+    assert retired.exists()
+    publish(tmp_path / "a.ckpt", 2)
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "b.ckpt"]
