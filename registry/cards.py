@@ -10,6 +10,7 @@ from statistics import NormalDist
 from typing import Any
 
 from registry.exchange import with_ancestors
+from registry.gate import gate_word
 from registry.manifest import DataSource, Manifest
 from registry.metrics import Figure
 from registry.names import PairRef
@@ -113,7 +114,7 @@ def hub_card(
         f"- steps: see `step_format.json`\n"
         f"- published: {manifest.published}\n"
         f"- made from: {manifest.parent or 'nothing earlier'}\n"
-        f"- gate: {'passed' if manifest.gate.passed else 'not passed'}",
+        f"- gate: {gate_word(manifest.gate.passed)}",
         *_section("Gate", [f"- {reason}" for reason in manifest.gate.reasons]),
         *_section("Figures", _figures(manifest)),
         *_section("Use", ["```python", (_SCORE if member == "prm" else _WRITE).format(name=prefix + name), "```"]),

@@ -169,8 +169,11 @@ def remove_checkpoint(path: str | os.PathLike[str]) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers left in a folder; nobody else may be writing there."""
-    for leftover in (*folder.glob(".*.ckpt.*.tmp"), *folder.glob(".*.ckpt.*.old")):
+    for leftover in folder.glob(".*.ckpt.*.tmp"):
         discard(leftover)
+    for retired in folder.glob(".*.ckpt.*.old"):
+        if (folder / f"{retired.name[1:].partition('.ckpt.')[0]}.ckpt").exists():  # else it is the only one left
+            discard(retired)
 
 
 def sync(path: Path) -> None:

@@ -49,7 +49,8 @@ examples:
   prm annotate --convert steps.jsonl --to prmkit --output clean.jsonl --curation.deduplicate true
 
 Inputs are files (JSON lines, or parquet), folders (their *.jsonl), patterns, or names of hub data sets, which are read
-as streams. The output appears when it is whole. Formats that know right and wrong only get values above the threshold
+as streams. The output appears when it is whole; one that exists is replaced only with
+--overwrite true. Formats that know right and wrong only get values above the threshold
 as right; whatever a format has no place for is counted."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -1,9 +1,11 @@
 """A stranger's files in the places that commands write to: refused by name before work begins, or left alone beside."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from prmkit.annotation import StepLabels
 from prmkit.cli import main
 from prmkit.io import read_json
 
@@ -49,10 +51,8 @@ REFUSED = [
 def workdir(memorised_policy, memorised_prm, tmp_path, monkeypatch):
     """A folder to work in, and commands in which names stand for what is there; gives status and errors."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "labels.jsonl").write_text(
-        '{"schema": 1, "problem_id": "p", "question": "f+1", "answer": "1", "steps": ["f"], "values": [1.0],'
-        ' "source": "mips"}\n'
-    )
+    labels = StepLabels("p", "f+1", "1", ("f",), (1.0,), (1,), "mips", "p")
+    (tmp_path / "labels.jsonl").write_text(json.dumps(labels.to_json()) + "\n")
     names = {"POLICY": str(memorised_policy), "PRM": str(memorised_prm), "LABELS": "labels.jsonl"}
 
     def run(argv, capsys):
