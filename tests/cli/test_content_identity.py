@@ -56,7 +56,8 @@ def test_a_larger_limit_gives_the_bytes_of_a_fresh_run(run, command):
     status, output, error = run(command, "grown", None)
     assert (status, "grown" in error and "extended from 3 to 7 problems" in error) == (0, True)
     assert output.read_bytes() == run(command, "fresh", None)[1].read_bytes()
-    assert old and output.read_bytes().startswith(old)
+    assert old
+    assert output.read_bytes().startswith(old)
     if command == "annotate":
         trees = [output.with_name(f"{name}.trees.jsonl").read_bytes() for name in ("grown", "fresh")]
         assert trees[0] == trees[1]
