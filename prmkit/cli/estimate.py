@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from prmkit.cli.loading import expect_hub
 from prmkit.cli.parsing import expand_configs
 from prmkit.cli.plain_parser import PlainParser
 from prmkit.errors import ConfigError
@@ -39,6 +41,9 @@ def run(argv: Sequence[str]) -> int:
     if not arguments.config:
         raise ConfigError("--config", None, "a training config", "`prm configs list` names those that are shipped.")
     config = merged_config([part for name in arguments.config for part in ("--config", name)], keys)
+    path = ((config["model"].get("init_args") or {}).get("source") or {}).get("path")
+    if path is not None and not Path(path).is_dir():
+        expect_hub()
     from prmkit.cli.estimating import estimate
 
     found = estimate(config, arguments.gpu, arguments.utilisation, arguments.tokens)
@@ -84,9 +89,7 @@ def merged_config(configs: Sequence[str], keys: Sequence[str]) -> dict[str, Any]
         flag, equals, text = argument.partition("=")
         value = text if equals else next(rest, None)
         if not flag.startswith("--") or "." not in flag or value is None:
-            raise ConfigError(
-                flag.lstrip("-"), value, "keys of the config with their values: --model.optimizer.lr 1e-4"
-            )
+            raise ConfigError(flag.lstrip("-"), value, "keys with values: --model.optimizer.lr 1e-4")
         path = flag[2:].split(".")
         if path[0] in ("model", "data") and len(path) > 1 and path[1] not in ("init_args", "class_path"):
             path.insert(1, "init_args")

@@ -63,7 +63,7 @@ def estimate(config: Mapping[str, Any], gpu: str, utilisation: float, tokens: in
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     shape, size = _shape(model), _SIZES[job.source.dtype]
-    notes: list[str] = []
+    notes = ["trainer.devices is not a number; one device is taken"] if job.trainer.get("devices") == "auto" else []
     micro = tokens or _micro_tokens(job.data, notes)
     states = state_bytes(trained, total - trained, size, job.division)
     memory = {"weights": states.weights, "gradients": states.gradients, "optimizer": states.optimizer}
@@ -119,7 +119,8 @@ def meta_model(source: ModelSource, step_format: Any, prm: bool) -> nn.Module:
     auto = AutoModelForCausalLM if head == "label_tokens" else AutoModelForTokenClassification
     with torch.device("meta"):
         model = from_config(auto, config, source)
-        return prepare_training(model, source, None if head == "label_tokens" else model.score)
+        made: nn.Module = prepare_training(model, source, None if head == "label_tokens" else model.score)
+    return made
 
 
 def _job(config: Mapping[str, Any]) -> _Job:
@@ -140,9 +141,9 @@ def _division(trainer: Mapping[str, Any]) -> Division:
     count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
     mixed = str(trainer.get("precision", "")) in ("bf16-mixed", "16-mixed")
     strategy = trainer.get("strategy")
-    zero = strategy.get("init_args") or {} if isinstance(strategy, Mapping) else None
-    if zero is None or not str(strategy["class_path"]).endswith("ZeroStrategy"):
+    if not isinstance(strategy, Mapping) or not str(strategy.get("class_path")).endswith("ZeroStrategy"):
         return Division(0, count * nodes, mixed)
+    zero = strategy.get("init_args") or {}
     return Division(
         int(zero.get("stage", 2)),
         count * nodes,

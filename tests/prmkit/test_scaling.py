@@ -68,7 +68,7 @@ def kept(model, tokens):
 )
 def test_activations_are_what_torch_keeps(sizes):
     model, shape = decoder(*sizes)
-    assert activation_bytes(shape, 256, 4, False) == pytest.approx(kept(model, 256), rel=0.03)
+    assert activation_bytes(shape, 256, 4, False) == pytest.approx(kept(model, 256), rel=0.05)
 
 
 def test_activations_with_checkpointing():
