@@ -235,7 +235,10 @@ class StepFormat:
                 f"{path}: no such file. A model folder names its step format there; give one explicitly "
                 f"(one of: {', '.join(STEP_FORMATS)}) or write it with StepFormat.save."
             )
-        return cls.from_dict(read_json(path))
+        try:
+            return cls.from_dict(read_json(path))
+        except StepFormatError as error:
+            raise StepFormatError(f"{path}: {error}") from None
 
 
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {

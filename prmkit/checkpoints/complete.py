@@ -94,7 +94,8 @@ def read_sharded(folder: str | os.PathLike[str]) -> ShardedCheckpoint:
         raise PrmkitError(f"{path}: not a complete checkpoint: it has no {MARKER}, which is written last")
     found = read_json(path / MARKER)
     if not isinstance(found, dict) or found.get("schema") != _SCHEMA:
-        raise PrmkitError(f"{path / MARKER}: not a marker of schema {_SCHEMA}, which this version of prmkit reads")
+        got = found.get("schema") if isinstance(found, dict) else found
+        raise PrmkitError(f"{path / MARKER}: schema {got!r}; this version of prmkit reads schema {_SCHEMA}")
     for name, size in found["files"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:

@@ -223,7 +223,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: Any, where: str | Path) 
         )
 
 
-def resolve_source(source: ModelSource) -> Path:
-    """The local folder of a source with a path."""
+def resolve_source(source: ModelSource, weights: bool = True) -> Path:
+    """The local folder of a source with a path; without `weights` its configuration is enough."""
     assert source.path is not None
-    return resolve_folder(source.path)
+    return resolve_folder(source.path, weights)
