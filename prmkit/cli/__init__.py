@@ -48,7 +48,7 @@ COMMANDS: dict[str, Command] = {
     "serve": Command("prmkit.cli.serve", "serve a policy and a PRM over HTTP, for other machines and processes"),
     "loop": Command("prmkit.cli.loop", "annotate, train PRM and policy, evaluate, publish, gate; again and again"),
     "pairs": Command("prmkit.cli.pairs", "publish, list, compare, pull and promote versions of policy and PRM"),
-    "demo": Command("prmkit.cli.demo", "the whole loop on built-in data, in minutes on a laptop"),
+    "demo": Command("prmkit.cli.demo", "the whole loop on built-in data, 175 s on two cores"),
     "doctor": Command("prmkit.cli.doctor", "what is installed, which devices, what is missing and how to get it"),
 }
 
