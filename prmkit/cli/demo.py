@@ -29,9 +29,9 @@ __all__ = ["SUMMARY", "parser", "run", "stages", "summarise"]
 SUMMARY = "train a policy and a PRM on built-in data, then compare best-of-N with majority voting"
 
 _EPILOG = """examples:
-  prm demo                                  about 5 minutes on two CPU cores; leaves runs/demo
+  prm demo                                  175 s on two cores; leaves runs/demo
   prm demo --seed 1 --output runs/demo-1    the same with other random numbers
-  prm demo --config quick                   seconds, to see that everything works; its figures mean nothing
+  prm demo --config quick                   to see that everything works; its figures mean nothing
 
 Interrupted at any moment and started again it goes on where it was, and ends with the same figures."""
 
