@@ -1,19 +1,13 @@
-"""Checks of the places that a command is to write to, made before anything is loaded; and what is said of an output
-that is there already."""
+"""Checks of the places that a command is to write to, made before anything is loaded."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prmkit.errors import ConfigError
 
-if TYPE_CHECKING:
-    from prmkit.chunks import ChunkedOutput
-
-__all__ = ["check_output_file", "check_output_folder", "say_state", "why_not_writable"]
+__all__ = ["check_output_file", "check_output_folder", "why_not_writable"]
 
 _PROBE = bytes(1 << 16)
 
@@ -73,17 +67,3 @@ def _append(file: Path) -> str | None:
     except OSError as error:
         return f"{file}: {error.strerror}"
     return why_not_writable(file.parent)
-
-
-def say_state(output: ChunkedOutput, count: int, what: str = "problems") -> None:
-    """Say in one line, on stderr, that an output is complete, or that it is extended.
-
-    Args:
-        output: opened.
-        count: items that it will have been made from.
-        what: the items.
-    """
-    if output.complete:
-        print(f"{output.path}: complete already, nothing to do", file=sys.stderr)
-    elif output.extended_from is not None:
-        print(f"{output.path}: extended from {output.extended_from} to {count} {what}", file=sys.stderr)

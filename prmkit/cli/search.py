@@ -29,7 +29,8 @@ from prmkit.cli.options import (
     print_help,
     wants_help,
 )
-from prmkit.cli.outputs import check_output_folder, say_state
+from prmkit.cli.output_state import say_state
+from prmkit.cli.outputs import check_output_folder
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError, StepFormatError
