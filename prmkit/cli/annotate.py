@@ -240,7 +240,7 @@ class _Job:
 
 def _annotate(job: _Job, load: Any) -> dict[str, Any]:
     from prmkit.annotation.runner import Workers, run_annotation
-    from prmkit.cli.output_state import say_state
+    from prmkit.cli.outputs import say_state
     from prmkit.cli.progress import ProgressLine
 
     if job.config.in_company:
@@ -262,7 +262,7 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
     """Take part in a run that several processes share, and put its output together if nobody has done so."""
     from prmkit.annotation.runner import Workers, gather_chunks, run_claimed
     from prmkit.claims import ClaimFolder
-    from prmkit.cli.output_state import say_state
+    from prmkit.cli.outputs import say_state
     from prmkit.cli.progress import ProgressLine
     from prmkit.cli.workers import LocalWorkers
 

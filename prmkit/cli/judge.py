@@ -92,7 +92,7 @@ def _judge(config: JudgeConfig, values: Any, path: str) -> dict[str, Any]:
     from prmkit.annotation import load_records
     from prmkit.annotation.judge import EngineJudge, Judge, ScorerJudge, run_judge, solution_items
     from prmkit.chunks import ChunkedOutput
-    from prmkit.cli.output_state import say_state
+    from prmkit.cli.outputs import say_state
     from prmkit.cli.progress import ProgressLine
 
     records = list(load_records(config.judge))

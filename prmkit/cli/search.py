@@ -27,7 +27,7 @@ from prmkit.cli.options import (
     print_help,
     wants_help,
 )
-from prmkit.cli.output_state import say_state
+from prmkit.cli.outputs import say_state
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.progress import ProgressLine
