@@ -113,9 +113,9 @@ def _check_place(key: str, place: Path, is_file: bool) -> None:
         raise ConfigError(key, str(place), "the path of a file; a folder of that name is there")
     there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
     if not there.is_dir():
-        raise ConfigError(key, str(place), f"a path that can be written; {there} is a file")
+        raise ConfigError(key, str(place), f"a path that can be written; {there} is a file", "Name another place.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(key, str(place), f"a path that can be written; {there} allows no writing")
+        raise ConfigError(key, str(place), f"a path that can be written; {there} allows no writing", "Name another.")
 
 
 def _unusable(key: str, folder: Path, error: OSError) -> ConfigError:
