@@ -75,7 +75,7 @@ def push_to_hub(
                 )
                 hub.create_tag(repository, tag=f"v{version}", exist_ok=True)
     except refusals as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(
             f"{url}: the hub at {hub.endpoint} does not take it: {reason}. A push needs a network and a token that may "
             f"write for {organisation} (HF_TOKEN, or `hf auth login`)."

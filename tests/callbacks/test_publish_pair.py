@@ -146,3 +146,33 @@ def test_wandb_artifact_offline(policy, store, tmp_path, monkeypatch):
         if path in entries:
             assert Path(entries[path].local_path).stat().st_size == file.size
     assert wandb.run is None
+
+
+def test_wandb_shows_what_a_run_used(policy, store, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+        (tmp_path / name).mkdir()
+    settings = {"policy": str(policy), "registry": store.storage.url}
+    fit(policy, tmp_path, PublishPair("toy", **settings))
+    logger = WandbLogger(project="toy", save_dir=tmp_path, offline=True)
+    callback = PublishPair("toy", parent="toy@1", wandb=True, **settings)
+    fit(policy, tmp_path, callback, logger=logger, max_epochs=2)
+    place = next(Path(logger.experiment.dir).parent.glob("*.wandb"))
+    logger.experiment.finish()
+    records, file = [], DataStore()
+    file.open_for_scan(str(place))
+    while (data := file.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        records.append(record)
+    found = [r.request.log_artifact.artifact for r in records if r.request.HasField("log_artifact")]
+    found += [r.artifact for r in records if r.HasField("artifact")]
+    assert {(a.name, a.use_after_commit, tuple(a.aliases)) for a in found} == {
+        ("toy", True, ("registry-1",)),
+        ("toy", False, ("latest", "registry-2")),
+    }

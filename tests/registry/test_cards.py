@@ -1,8 +1,7 @@
 """Model cards: what they say of figures and of where a pair comes from; their snippets run."""
 
+import ast
 import re
-import subprocess
-import sys
 
 import pytest
 from huggingface_hub import ModelCard
@@ -47,10 +46,7 @@ def test_figures_come_with_method_n_and_standard_error(registry, make_publicatio
     assert "| majority (majority, N = 16) | 0.5000 | 0.0250 |  | 400 |" in text
     assert "| pass_at_1 (N = 1) | 0.4000 | 0.0490 |  | 100 |" in text
     results = ModelCard.load(place / "README.md").data.eval_results
-    assert [(result.metric_name, result.metric_value) for result in results][0] == (
-        "accuracy (prod-vote, N = 16)",
-        0.82,
-    )
+    assert (results[0].metric_name, results[0].metric_value) == ("accuracy (prod-vote, N = 16)", 0.82)
 
 
 def test_what_a_card_leaves_out_comes_from_the_line(registry, make_publication, tmp_path):
@@ -73,7 +69,7 @@ def test_what_a_card_leaves_out_comes_from_the_line(registry, make_publication, 
 
 
 @pytest.mark.parametrize("head", ["label_tokens", "token_head", "scalar"])
-def test_the_snippets_run_where_the_folders_are(registry, tmp_path, head):
+def test_the_snippets_run_where_the_folders_are(registry, tmp_path, head, monkeypatch, capsys):
     from transformers import AutoConfig
 
     from prmkit.models import ModelSource, build_policy, build_prm, load_tokenizer, save_policy
@@ -89,12 +85,14 @@ def test_the_snippets_run_where_the_folders_are(registry, tmp_path, head):
     build_prm(source, steps.bind(tokenizer)).save_pretrained(tmp_path / "prm")
     registry.publish(Publication("toy", tmp_path / "policy", tmp_path / "prm"))
     places = write_hub_layout(registry.checkout("toy"), tmp_path / "org", organisation="org")
+    monkeypatch.chdir(tmp_path)
     for member, place in places.items():
+        capsys.readouterr()
         (code,) = re.findall(r"```python\n(.*?)\n```", (place / "README.md").read_text(), re.DOTALL)
         code = code.replace("QUESTION", "f+3,1").replace("FIRST STEP", "f+3=4").replace("SECOND STEP", "f+3=5")
-        run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        exec(code, {})
         if member == "prm":
-            scores = eval(run.stdout)
+            scores = ast.literal_eval(capsys.readouterr().out)
             assert len(scores) == 2
             assert all(0 <= score <= 1 for score in scores)
     labels = {"token_head": ["wrong", "right"], "scalar": ["right"]}.get(head)

@@ -48,6 +48,8 @@ class Hub(BaseHTTPRequestHandler):
             files = hub.repositories[found[1]]["files"]
             return self.answer([{"type": "file", "path": p, "size": len(b), "oid": "0"} for p, b in files.items()])
         if found := re.match(r"/api/models/([^/]+/[^/?]+)", self.path):
+            if found[1] not in hub.repositories:
+                return self.answer({"error": "Repository not found"}, 404)
             files = hub.repositories[found[1]]["files"]
             return self.answer({"id": found[1], "sha": "0" * 40, "siblings": [{"rfilename": p} for p in files]})
         return self.answer({"error": f"no GET {self.path}"}, 404)
@@ -63,7 +65,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             value = json.loads(body)
             name = f"{value['organization']}/{value['name']}"
-            new = {"files": {".gitattributes": b""}, "private": value.get("private"), "tags": [], "commits": []}
+            new = {"files": {".gitattributes": b""}, "visibility": value.get("visibility"), "tags": [], "commits": []}
             if name in hub.repositories:
                 return self.answer({"error": "You already created this model repo", "url": f"{hub.url}/{name}"}, 409)
             hub.repositories[name] = new
@@ -72,37 +74,39 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer({"errors": [], "warnings": []})
         name = re.match(r"(?:/api/models)?/([^/]+/[^/.]+)", self.path)[1]
         repository = hub.repositories[name]
-        if "/preupload/" in self.path:
-            modes = [
-                {"path": f["path"], "shouldIgnore": False, "oid": None,
-                 "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular"}
-                for f in json.loads(body)["files"]
-            ]  # fmt: skip
-            return self.answer({"files": modes})
-        if self.path.endswith("/info/lfs/objects/batch"):
-            objects = [
-                {**o, "actions": {"upload": {"href": f"{hub.url}/lfs/{o['oid']}"}}}
-                for o in json.loads(body)["objects"]
-            ]  # fmt: skip
-            return self.answer({"transfer": "basic", "objects": objects})
         if "/commit/" in self.path:
-            for line in body.splitlines():
-                item = json.loads(line)
-                value = item["value"]
-                if item["key"] == "header":
-                    repository["commits"].append(value["summary"])
-                elif item["key"] == "file":
-                    repository["files"][value["path"]] = base64.b64decode(value["content"])
-                elif item["key"] == "lfsFile":
-                    repository["files"][value["path"]] = hub.blobs[value["oid"]]
-                elif item["key"] == "deletedFile":
-                    del repository["files"][value["path"]]
             url = f"{hub.url}/{name}/commit/1"
+            self.commit(repository, map(json.loads, body.splitlines()))
             return self.answer({"commitUrl": url, "commitOid": "1" * 40, "success": True})
-        if "/tag/" in self.path:
-            repository["tags"].append(json.loads(body)["tag"])
-            return self.answer({})
-        return self.answer({"error": f"no POST {self.path}"}, 404)
+        return self.answer(self.files(repository, json.loads(body)))
+
+    def files(self, repository, value):
+        """Where files are to be put, and tags."""
+        if "/preupload/" in self.path:
+            modes = {True: "lfs", False: "regular"}
+            paths = [file["path"] for file in value["files"]]
+            common = {"shouldIgnore": False, "oid": None}
+            return {"files": [{"path": p, "uploadMode": modes[p.endswith(".safetensors")], **common} for p in paths]}
+        if self.path.endswith("/info/lfs/objects/batch"):
+            place = f"{self.server.url}/lfs/"
+            objects = [{**o, "actions": {"upload": {"href": place + o["oid"]}}} for o in value["objects"]]
+            return {"transfer": "basic", "objects": objects}
+        assert "/tag/" in self.path
+        repository["tags"].append(value["tag"])
+        return {}
+
+    def commit(self, repository, items):
+        for item in items:
+            value = item["value"]
+            match item["key"]:
+                case "header":
+                    repository["commits"].append(value["summary"])
+                case "file":
+                    repository["files"][value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    repository["files"][value["path"]] = self.server.blobs[value["oid"]]
+                case "deletedFile":
+                    del repository["files"][value["path"]]
 
 
 @pytest.fixture
@@ -140,7 +144,7 @@ def test_a_pair_becomes_two_repositories(hub, registry, make_publication, prm):
     assert prm("push", "hf://team/sums", "math@2").returncode == 0
     for member in ("policy", "prm"):
         repository = hub.repositories[f"team/sums-{member}"]
-        assert (repository["private"], repository["tags"]) == (True, ["v1", "v2"])
+        assert (repository["visibility"], repository["tags"]) == ("private", ["v1", "v2"])
         assert repository["commits"] == ["math@1", "math@2"]
         manifest = registry.manifest("math@2")
         wanted = {file.path for file in manifest.files(member)} | {"README.md", "pair.json", ".gitattributes"}
@@ -176,7 +180,7 @@ def test_refusals_are_one_line(case, hub, registry, make_publication, prm):
 
 def test_a_repository_of_something_else_is_left_alone(hub, registry, make_publication, prm):
     registry.publish(make_publication())
-    mine = {"files": {"thesis.tex": b""}, "private": None, "tags": [], "commits": []}
+    mine = {"files": {"thesis.tex": b""}, "tags": [], "commits": []}
     hub.repositories["team/sums-prm"] = mine
     run = prm("push", "hf://team/sums", "math@1")
     assert (run.returncode, mine["files"]) == (2, {"thesis.tex": b""})
@@ -186,7 +190,7 @@ def test_a_repository_of_something_else_is_left_alone(hub, registry, make_public
 
 @pytest.mark.parametrize("url", ["hf://", "hf://name", "hf://a/b/c", "hf://a/", "hf://../x", "hf://a b/c"])
 def test_places_on_the_hub(url):
-    with pytest.raises(ConfigError, match="REMOTE: got .*; accepted: hf://ORGANISATION/NAME"):
+    with pytest.raises(ConfigError, match=r"REMOTE: got .*; accepted: hf://ORGANISATION/NAME"):
         parse_hub_url(url)
 
 
