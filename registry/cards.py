@@ -155,8 +155,10 @@ def _figures(manifest: Manifest) -> list[str]:
     if manifest.metrics is None:
         return []
     metrics = manifest.metrics
+    accuracy = metrics.figures.get("accuracy")
+    problems = metrics.problems or (accuracy.n if accuracy is not None else None) or "an unknown number of"
     rows = [
-        f"On {metrics.dataset}, {metrics.problems} problems. {_protocol(metrics.protocol)}",
+        f"On {metrics.dataset}, {problems} problems. {_protocol(metrics.protocol)}",
         "",
         "| figure | value | standard error | 95 % | n |",
         "|---|---|---|---|---|",

@@ -52,9 +52,10 @@ def push_to_hub(
         ConflictError: a repository of that name holds something else.
         DataError: the hub refuses, or cannot be reached.
     """
-    import httpx
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
+    refusals: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, OSError)  # the HTTP library's, and offline
     organisation, name = parse_hub_url(url)
     hub = HfApi() if api is None else api
     version = pulled.manifest.version
@@ -73,8 +74,8 @@ def push_to_hub(
                     delete_patterns=["*"],
                 )
                 hub.create_tag(repository, tag=f"v{version}", exist_ok=True)
-    except (httpx.HTTPError, OSError) as error:  # the client's errors are of these kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except refusals as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(
             f"{url}: the hub at {hub.endpoint} does not take it: {reason}. A push needs a network and a token that may "
             f"write for {organisation} (HF_TOKEN, or `hf auth login`)."
