@@ -31,10 +31,10 @@ def problems(tmp_path):
 
 
 @pytest.fixture
-def run(problems, memorised_policy, tmp_path, capsys):
+def run(problems, memorised_policy, memorised_prm, tmp_path, capsys):
     def run(command, name, limit, *extra):
         file, arguments = COMMANDS[command]
-        arguments = [a for part in arguments for a in ((part, str(memorised_policy)) if part == "--prm" else (part,))]
+        arguments = [a for part in arguments for a in ((part, str(memorised_prm)) if part == "--prm" else (part,))]
         where = ["--policy", str(memorised_policy), "--data", str(problems), "--output", str(tmp_path / name)]
         status = main([*arguments, *where, *([] if limit is None else ["--limit", str(limit)]), *extra])
         output = tmp_path / name / file if file else tmp_path / name
@@ -82,13 +82,13 @@ def test_an_edited_file_is_refused_in_one_line(run, command, problems):
     assert run(command, "x", 4)[0] == 0
 
 
-def test_verdicts_are_those_of_the_solutions_judged(memorised_policy, tmp_path, capsys):
+def test_verdicts_are_those_of_the_solutions_judged(memorised_prm, tmp_path, capsys):
     path = tmp_path / "steps.jsonl"
     records = [{"prompt": f"a+{i}", "completions": ["b=1", "c=2"], "labels": [1, 1]} for i in range(5)]
 
     def judge(count):
         path.write_text("".join(json.dumps(record) + "\n" for record in records[:count]))
-        where = ["--judge", str(path), "--prm", str(memorised_policy), "--engine.device", "cpu", "--in_flight", "2"]
+        where = ["--judge", str(path), "--prm", str(memorised_prm), "--engine.device", "cpu", "--in_flight", "2"]
         return main(["annotate", *where]), capsys.readouterr().err
 
     assert judge(3)[0] == 0
