@@ -25,7 +25,7 @@ from prmkit.cli.fit_ending import show_outcome
 from prmkit.cli.overrides import parse_arguments
 from prmkit.cli.parsing import user_errors
 from prmkit.errors import ConfigError, PrmkitError
-from prmkit.quiet import checkpoint_follows
+from prmkit.quiet import checkpoint_follows, warn_of_earlier_run
 
 __all__ = ["PrmCLI", "checkpoint_path", "run_trainer"]
 
@@ -185,6 +185,8 @@ def run_trainer(cli: PrmCLI) -> int:
     if cli.command in ("validate", "test"):
         keywords["verbose"] = False  # the ending has the metrics
     try:
+        if cli.command == "fit" and keywords["ckpt_path"] is None and trainer.is_global_zero:
+            warn_of_earlier_run(getattr(saver, "dirpath", None) for saver in trainer.checkpoint_callbacks)
         with checkpoint_follows(keywords["ckpt_path"] is not None):
             getattr(trainer, cli.command)(cli.model, **keywords)
     except Preempted:
