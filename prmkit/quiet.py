@@ -73,7 +73,7 @@ def warn_of_earlier_run(folders: Iterable[str | Path | None]) -> None:
 
 @contextmanager
 def checkpoint_follows(follows: bool = True) -> Iterator[None]:
-    """Models that are built inside the block receive their weights from a checkpoint afterwards: new ones are no news."""
+    """Models that are built inside the block receive their weights from a checkpoint: new weights are no news."""
     token = _follows.set(follows)
     try:
         yield

@@ -19,13 +19,14 @@ from callbacks.exact_resume import ExactResume
 from callbacks.predictions import PredictionsWriter
 from callbacks.preemption import REQUEUE, Preempted, Preemption
 from callbacks.progress import FitProgress
+from prmkit import quiet
 from prmkit.checkpoints import read_sharded
 from prmkit.cli.fit import TERMINATED
 from prmkit.cli.fit_ending import show_outcome
 from prmkit.cli.overrides import parse_arguments
 from prmkit.cli.parsing import user_errors
 from prmkit.errors import ConfigError, PrmkitError
-from prmkit.quiet import checkpoint_follows, warn_of_earlier_run
+from prmkit.quiet import checkpoint_follows
 
 __all__ = ["PrmCLI", "checkpoint_path", "run_trainer"]
 
@@ -186,7 +187,7 @@ def run_trainer(cli: PrmCLI) -> int:
         keywords["verbose"] = False  # the ending has the metrics
     try:
         if cli.command == "fit" and keywords["ckpt_path"] is None and trainer.is_global_zero:
-            warn_of_earlier_run(getattr(saver, "dirpath", None) for saver in trainer.checkpoint_callbacks)
+            quiet.warn_of_earlier_run(getattr(saver, "dirpath", None) for saver in trainer.checkpoint_callbacks)
         with checkpoint_follows(keywords["ckpt_path"] is not None):
             getattr(trainer, cli.command)(cli.model, **keywords)
     except Preempted:
