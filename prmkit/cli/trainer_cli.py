@@ -19,7 +19,6 @@ from callbacks.exact_resume import ExactResume
 from callbacks.predictions import PredictionsWriter
 from callbacks.preemption import REQUEUE, Preempted, Preemption
 from callbacks.progress import FitProgress
-from prmkit import quiet
 from prmkit.checkpoints import read_sharded
 from prmkit.cli.fit import TERMINATED
 from prmkit.cli.fit_ending import show_outcome
@@ -187,7 +186,9 @@ def run_trainer(cli: PrmCLI) -> int:
         keywords["verbose"] = False  # the ending has the metrics
     try:
         if cli.command == "fit" and keywords["ckpt_path"] is None and trainer.is_global_zero:
-            quiet.warn_of_earlier_run(getattr(saver, "dirpath", None) for saver in trainer.checkpoint_callbacks)
+            from prmkit.quiet import warn_of_earlier_run
+
+            warn_of_earlier_run(getattr(saver, "dirpath", None) for saver in trainer.checkpoint_callbacks)
         with checkpoint_follows(keywords["ckpt_path"] is not None):
             getattr(trainer, cli.command)(cli.model, **keywords)
     except Preempted:
