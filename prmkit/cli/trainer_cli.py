@@ -184,6 +184,10 @@ def _run(cli: PrmCLI, path: str | None) -> int:
     if cli.command in ("validate", "test"):
         keywords["verbose"] = False  # the ending has the metrics
     try:
+        if cli.command == "fit" and keywords["ckpt_path"] is None and trainer.is_global_zero:
+            from prmkit.quiet import warn_of_earlier_run
+
+            warn_of_earlier_run(getattr(saver, "dirpath", None) for saver in trainer.checkpoint_callbacks)
         with checkpoint_follows(keywords["ckpt_path"] is not None):
             getattr(trainer, cli.command)(cli.model, **keywords)
     except Preempted:

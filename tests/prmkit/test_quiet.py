@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prmkit.models import PRMModel, save_policy
-from prmkit.quiet import checkpoint_follows, quiet_libraries
+from prmkit.quiet import checkpoint_follows, quiet_libraries, warn_of_earlier_run
 from prmkit.steps import get_step_format
 from prmkit.tasks import get_task
 
@@ -51,3 +51,13 @@ def test_new_weights_are_an_alarm_unless_a_checkpoint_replaces_them(tmp_path, ca
         with checkpoint_follows(follows), caplog.at_level(logging.INFO):
             PRMModel.from_pretrained(tmp_path / "policy", get_step_format("plain-head"))
         assert ("new and random" in caplog.text) is not follows
+
+
+def test_checkpoints_of_an_earlier_run_are_an_alarm_and_other_files_are_not(tmp_path, caplog):
+    (tmp_path / ".fit.lock").touch()
+    warn_of_earlier_run([str(tmp_path), None, tmp_path / "absent"])
+    assert not caplog.text
+    (tmp_path / "epoch=0-step=4.ckpt").touch()
+    warn_of_earlier_run([str(tmp_path), tmp_path])
+    assert len(caplog.records) == 1
+    assert "`--ckpt_path last` continues it" in caplog.text
