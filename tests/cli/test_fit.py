@@ -210,7 +210,7 @@ def test_configs_are_found_in_the_working_directory_then_among_the_shipped(workd
         ["--config", name, "--config", "toy.yaml", "--a", "b"],
         (Path(name), Path("toy.yaml")),
     )
-    with pytest.raises(PrmkitError, match=r"--config nope.yaml: no such file.*configs/"):
+    with pytest.raises(PrmkitError, match=r"--config nope.yaml: no such file.*e.g. configs/.*prm configs list"):
         find_config("nope.yaml")
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from prmkit.cli import main
 from prmkit.cli.failures import explain
 from prmkit.cli.outputs import check_output_file, check_output_folder
 from prmkit.errors import ConfigError
+from prmkit.models.folders import ModelCard, write_card
 
 SEARCH = ("search", "--limit", "4", "--n", "2", "--greedy", "false", "--engine.device", "cpu")
 
@@ -21,12 +23,13 @@ def made(memorised_policy, tmp_path_factory):
     """A folder with a finished search, a comparison and annotations, made by real processes with --json."""
     folder = tmp_path_factory.mktemp("made")
     policy = ("--policy", str(memorised_policy))
+    shutil.copytree(memorised_policy, folder / "prm")
+    write_card(folder / "prm", ModelCard("prm"))
     commands = {
         "search": (*SEARCH, *policy, "--output", "search"),
         "compare": (*SEARCH, *policy, "--output", "compare", "--budgets", "1,2"),
         "annotate": ("annotate", *policy, "--limit", "4", "--output", "steps.jsonl", "--engine.device", "cpu"),
-        "judge": ("annotate", "--judge", "labels.jsonl", *policy, "--threshold", "0.5", "--engine.device", "cpu",
-                  "--sampling.max_tokens", "4"),
+        "judge": ("annotate", "--judge", "labels.jsonl", "--prm", "prm", "--engine.device", "cpu"),
         "convert": ("annotate", "--convert", "labels.jsonl", "--to", "trl", "--output", "trl.jsonl"),
     }  # fmt: skip
     record = {"schema": 1, "problem_id": "a", "question": "1+1,2", "answer": "4", "steps": ["1+1=2"], "values": [0.5]}

@@ -13,6 +13,7 @@ import pytest
 
 from prmkit.cli import COMMANDS, main
 from prmkit.cli.doctor import LIGHT, light_requirements
+from prmkit.models.folders import ModelCard, write_card
 from prmkit.resources import find_config, shipped_configs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,8 +127,7 @@ def test_a_light_installation(memorised_policy, tmp_path):
     (tmp_path / "labels.jsonl").write_text(json.dumps(record) + "\n")
     prm = tmp_path / "prm"
     shutil.copytree(memorised_policy, prm)
-    card = json.loads((prm / "prmkit.json").read_text())
-    (prm / "prmkit.json").write_text(json.dumps(card | {"kind": "prm"}))
+    write_card(prm, ModelCard("prm"))
     pair = ["--registry", "registry"]
     commands = [
         ["pairs", "publish", "math", "--policy", str(memorised_policy), "--prm", str(prm), *pair],
