@@ -20,7 +20,7 @@ from typing import Any
 from prmkit.errors import ConfigError
 from prmkit.io import read_json, write_atomic, write_json
 from prmkit.items import Items
-from prmkit.ownership import check_outputs
+from prmkit.ownership import check_outputs, remove_file
 
 __all__ = ["ClaimFolder"]
 
@@ -84,7 +84,7 @@ class ClaimFolder:
             )  # fmt: skip
         with self.gathering():  # nobody is reading the chunks
             for chunk in range(kept, chunks):
-                self._path(chunk, "json").unlink(missing_ok=True)
+                remove_file(self._path(chunk, "json"))
 
     def claim(self) -> int | None:
         """The first chunk that is neither done nor held by anybody; None when there is none at the moment."""

@@ -65,7 +65,7 @@ def read_rows(folder, schema):
     from prmkit.types import Usage
 
     row = SearchRow(problem_id="a", question="q", answer="1", traces=(), greedy=None, usage=Usage(), level=None,
-                    source=None, error=None)  # fmt: skip
+                    source="t", error=None)  # fmt: skip
     list(read_rows(write(folder / "rows.jsonl", {**row.to_json(), "schema": schema})))
 
 
