@@ -30,7 +30,8 @@ def made(memorised_policy, tmp_path_factory):
         "compare": (*SEARCH, *policy, "--output", "compare", "--budgets", "1,2"),
         "annotate": ("annotate", *policy, "--limit", "4", "--output", "steps.jsonl", "--engine.device", "cpu"),
         "judge": ("annotate", "--judge", "labels.jsonl", "--prm", "prm", "--engine.device", "cpu"),
-        "convert": ("annotate", "--convert", "labels.jsonl", "--to", "trl", "--output", "trl.jsonl", "--overwrite", "true"),
+        "convert": ("annotate", "--convert", "labels.jsonl", "--to", "trl", "--output", "trl.jsonl",
+                    "--overwrite", "true"),  # fmt: skip
     }  # fmt: skip
     record = {"schema": 1, "problem_id": "a", "question": "1+1,2", "answer": "4", "steps": ["1+1=2"], "values": [0.5]}
     record |= {"rollouts": [8], "source": "s", "policy": "p", "correct": True}
