@@ -15,6 +15,7 @@ from prmkit.cli.outputs import check_output_file, check_output_folder
 from prmkit.errors import ConfigError
 from prmkit.models.folders import ModelCard, write_card
 
+CONVERT = ("annotate", "--convert", "labels.jsonl", "--to", "trl")
 SEARCH = ("search", "--limit", "4", "--n", "2", "--greedy", "false", "--engine.device", "cpu")
 
 
@@ -30,9 +31,8 @@ def made(memorised_policy, tmp_path_factory):
         "compare": (*SEARCH, *policy, "--output", "compare", "--budgets", "1,2"),
         "annotate": ("annotate", *policy, "--limit", "4", "--output", "steps.jsonl", "--engine.device", "cpu"),
         "judge": ("annotate", "--judge", "labels.jsonl", "--prm", "prm", "--engine.device", "cpu"),
-        "convert": ("annotate", "--convert", "labels.jsonl", "--to", "trl", "--output", "trl.jsonl",
-                    "--overwrite", "true"),  # fmt: skip
-    }  # fmt: skip
+        "convert": (*CONVERT, "--output", "trl.jsonl", "--overwrite", "true"),
+    }
     record = {"schema": 1, "problem_id": "a", "question": "1+1,2", "answer": "4", "steps": ["1+1=2"], "values": [0.5]}
     record |= {"rollouts": [8], "source": "s", "policy": "p", "correct": True}
     (folder / "labels.jsonl").write_text(json.dumps(record) + "\n")

@@ -274,6 +274,17 @@ def test_what_is_no_config_is_one_error_with_the_file(text, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_aliases_and_merge_keys_are_yaml(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: &a {x: 1, y: [1]}\nb: {<<: *a, x: 2}\nc: *a\n")
+    assert load_config(tmp_path / "a.yaml") == {
+        "a": {"x": 1, "y": [1]},
+        "b": {"x": 2, "y": [1]},
+        "c": {"x": 1, "y": [1]},
+    }
+    trainer = "trainer: {default_root_dir: &r runs/x}\nckpt_path: *r\n"
+    assert two(tmp_path, trainer, "trainer: {default_root_dir: y}").tree["ckpt_path"] == "runs/x"
+
+
 def test_the_command_line_comes_last_wherever_it_stands(tmp_path):
     (tmp_path / "a.yaml").write_text(DATA + "seed_everything: 1")
     top, schema = _signatures()
