@@ -86,6 +86,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow  # measures a process, which needs a machine with nothing else at work
 def test_peak_memory_of_a_process():
     """Weights of 27 M: what the process grows by is what the formulas say, to 15 %."""
     from prmkit.scaling import DecoderShape, Division, activation_bytes, logit_bytes, state_bytes
