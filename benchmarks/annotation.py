@@ -210,8 +210,8 @@ def trained(policy: Path, sizes: Sequence[int]) -> dict[str, Any]:
     import tempfile
 
     from prmkit.annotation.runner import AnnotationRun, Workers, run_annotation
-    from prmkit.chunks import ChunkedOutput
     from prmkit.engines import HFEngine
+    from prmkit.jobs.chunks import ChunkedOutput
     from prmkit.models import load_policy
 
     loaded = load_policy(policy)

@@ -26,7 +26,7 @@ from prmkit.annotation import StepLabels, load_records
 from prmkit.annotation.curate import CurationParams, curate
 from prmkit.annotation.judge import ScorerJudge, load_verdicts, run_judge
 from prmkit.annotation.report import describe_labels
-from prmkit.chunks import ChunkedOutput
+from prmkit.jobs.chunks import ChunkedOutput
 from prmkit.models import PRMModel
 from prmkit.scoring import PRMScorer
 from prmkit.tasks import get_task

@@ -70,7 +70,7 @@ def read_rows(folder, schema):
 
 
 def read_output(folder, schema):
-    from prmkit.chunks import ChunkedOutput
+    from prmkit.jobs.chunks import ChunkedOutput
 
     with ChunkedOutput(folder / "out.jsonl", {}):
         pass
@@ -108,7 +108,7 @@ READERS = {
     "prmkit.steps.SCHEMA": read_step_format,
     "prmkit.annotation.records.RECORD_SCHEMA": read_labels,
     "prmkit.search.rows.ROW_SCHEMA": read_rows,
-    "prmkit.chunks._SCHEMA": read_output,
+    "prmkit.jobs.chunks._SCHEMA": read_output,
     "prmkit.checkpoints.complete._SCHEMA": read_checkpoint,
     "registry.sealed.MANIFEST_SCHEMA": read_sealed,
     "registry.aliases._SCHEMA": read_sealed,

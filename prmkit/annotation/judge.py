@@ -7,19 +7,19 @@ labels (arXiv 2501.07301, section 3.1.3) without a record being rewritten.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from prmkit.annotation.records import StepLabels
 from prmkit.annotation.targets import NO_ERROR
-from prmkit.chunks import ChunkedOutput
-from prmkit.errors import ConfigError, DataError, EngineLostError, PrmkitError
-from prmkit.items import Items
+from prmkit.errors import ConfigError, DataError
+from prmkit.jobs.chunks import ChunkedOutput
+from prmkit.jobs.items import Items
+from prmkit.jobs.runner import Failure, Part, Work, isolated, run
 from prmkit.json_objects import read_objects, shown
 from prmkit.seeding import derive_seed
 from prmkit.types import Engine, GenerationRequest, SamplingParams, StepScorer
@@ -31,15 +31,13 @@ __all__ = [
     "Opinion",
     "ScorerJudge",
     "Verdict",
+    "judge_work",
     "load_verdicts",
     "run_judge",
     "solution_items",
     "solution_key",
     "verdicts_path",
 ]
-
-# What may go wrong with one solution alone, as in prmkit.annotation.runner.
-_ISOLATED = (PrmkitError, ValueError, OSError)
 
 
 def solution_key(record: StepLabels) -> str:
@@ -207,74 +205,61 @@ def load_verdicts(path: str | Path) -> dict[str, Verdict]:
     return verdicts
 
 
+def judge_work(
+    records: Sequence[StepLabels], judge: Judge, in_flight: int = 100, on_verdict: Callable[[], None] | None = None
+) -> Work[tuple[str, StepLabels], Opinion | Failure]:
+    """The judging of every distinct solution once, for `prmkit.jobs.runner`; verdicts in the records' order.
+
+    The state holds `verdicts`, `unparsable` among them, and `failures` (key and error of solutions that have no
+    verdict).
+
+    Args:
+        records: the same in every attempt; those without steps are passed over.
+        judge: who judges.
+        in_flight: solutions judged at once, and the unit of resuming; at least 1.
+        on_verdict: called whenever a solution is done.
+    """
+    if in_flight < 1:
+        raise ConfigError("judge.in_flight", in_flight, "an integer of at least 1")
+
+    async def one(item: tuple[str, StepLabels]) -> Opinion | Failure:
+        result = await isolated(judge.judge(item[1].question, item[1].steps))
+        if on_verdict is not None:
+            on_verdict()
+        return result
+
+    def part(items: Sequence[tuple[str, StepLabels]], results: Sequence[Opinion | Failure]) -> Part:
+        pairs = [(key, result) for (key, _), result in zip(items, results, strict=True)]
+        verdicts = [Verdict(key, judge.name, r.first_error, r.reply) for key, r in pairs if isinstance(r, Opinion)]
+        failures = [{"key": key, "error": r.error} for key, r in pairs if isinstance(r, Failure)]
+        return Part([asdict(verdict) for verdict in verdicts], state=_state(verdicts, failures))
+
+    return Work(
+        _distinct(records),
+        one,
+        part,
+        lambda _, result: result.error if isinstance(result, Failure) else None,
+        in_flight,
+        in_flight,
+        "solutions",
+        start=_state([], []),
+    )
+
+
 def run_judge(
     records: Sequence[StepLabels],
     judge: Judge,
     output: ChunkedOutput,
     in_flight: int = 100,
-    on_verdict: Callable[[int], None] | None = None,
+    on_verdict: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Judge every distinct solution once; verdicts are appended in the records' order. A killed run goes on.
-
-    Args:
-        records: the same in every attempt.
-        judge: who judges.
-        output: where verdicts go.
-        in_flight: solutions judged at once, and the unit of resuming; at least 1.
-        on_verdict: called with the number of verdicts so far.
-
-    Returns:
-        The output's state: `verdicts`, `unparsable` among them, and `failures` (key and error of solutions that
-        have no verdict).
-
-    Raises:
-        DataError: every solution of the first chunk failed; the message carries the first failure.
-    """
-    if in_flight < 1:
-        raise ConfigError("judge.in_flight", in_flight, "an integer of at least 1")
-    if not output.complete:
-        asyncio.run(_judge_chunks(records, judge, output, in_flight, on_verdict or (lambda _: None)))
-    return output.state
+    """Judge what the output does not hold yet: `judge_work`, by this process alone; returns the state."""
+    return run(judge_work(records, judge, in_flight, on_verdict), output)
 
 
-async def _judge_chunks(
-    records: Sequence[StepLabels], judge: Judge, output: ChunkedOutput, size: int, on_verdict: Callable[[int], None]
-) -> None:
-    state: dict[str, Any] = {"verdicts": 0, "unparsable": 0, "failures": [], **output.state}
-    for number, chunk in enumerate(_chunks(records, size)):
-        if number < output.chunks:
-            continue
-        results = await asyncio.gather(*(_opinion(record, judge) for _, record in chunk))
-        failures = [
-            {"key": key, "error": result}
-            for (key, _), result in zip(chunk, results, strict=True)
-            if isinstance(result, str)
-        ]
-        if number == 0 and len(failures) == len(chunk):
-            raise DataError(f"judging all of the first {len(chunk)} solutions failed; {failures[0]['error']}")
-        verdicts = [
-            Verdict(key, judge.name, result.first_error, result.reply)
-            for (key, _), result in zip(chunk, results, strict=True)
-            if isinstance(result, Opinion)
-        ]
-        state = {
-            "verdicts": state["verdicts"] + len(verdicts),
-            "unparsable": state["unparsable"] + sum(verdict.first_error is None for verdict in verdicts),
-            "failures": state["failures"] + failures,
-        }
-        output.append([asdict(verdict) for verdict in verdicts], state)
-        on_verdict(state["verdicts"])
-    output.finish(state)
-
-
-async def _opinion(record: StepLabels, judge: Judge) -> Opinion | str:
-    """The opinion, or why there is none."""
-    try:
-        return await judge.judge(record.question, record.steps)
-    except EngineLostError:
-        raise
-    except _ISOLATED as error:
-        return f"{type(error).__name__}: {error}"
+def _state(verdicts: Sequence[Verdict], failures: list[dict[str, str]]) -> dict[str, Any]:
+    unparsable = sum(verdict.first_error is None for verdict in verdicts)
+    return {"verdicts": len(verdicts), "unparsable": unparsable, "failures": failures}
 
 
 def solution_items(records: Sequence[StepLabels], chunk: int) -> Items:
@@ -284,24 +269,16 @@ def solution_items(records: Sequence[StepLabels], chunk: int) -> Items:
         records: as in `run_judge`.
         chunk: its `in_flight`.
     """
-    return Items(tuple(key for part in _chunks(records, chunk) for key, _ in part), chunk, "solutions")
+    return Items(tuple(key for key, _ in _distinct(records)), chunk, "solutions")
 
 
-def _chunks(records: Sequence[StepLabels], size: int) -> Iterator[list[tuple[str, StepLabels]]]:
-    """Distinct solutions with their keys, some at a time; those without steps are passed over."""
-    seen: set[str] = set()
-    chunk: list[tuple[str, StepLabels]] = []
+def _distinct(records: Sequence[StepLabels]) -> list[tuple[str, StepLabels]]:
+    """Distinct solutions with their keys, by first appearance; those without steps are passed over."""
+    found: dict[str, StepLabels] = {}
     for record in records:
-        key = solution_key(record)
-        if key in seen or not record.steps:
-            continue
-        seen.add(key)
-        chunk.append((key, record))
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+        if record.steps:
+            found.setdefault(solution_key(record), record)
+    return list(found.items())
 
 
 def _filled(template: str, **values: str) -> str:

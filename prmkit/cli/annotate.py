@@ -30,13 +30,13 @@ from prmkit.cli.outputs import check_output_file
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError, DataError
-from prmkit.items import Items, problem_items
+from prmkit.jobs.items import Items, problem_items
 from prmkit.types import Engine, Problem, SamplingParams, Task, Usage, VerifiableTask
 
 if TYPE_CHECKING:
     from prmkit.annotation.runner import AnnotationRun
     from prmkit.annotation.traces import Candidates
-    from prmkit.chunks import ChunkedOutput
+    from prmkit.jobs.chunks import ChunkedOutput
 
 __all__ = ["SUMMARY", "AnnotateConfig", "parse_shard", "parser", "run", "shard_of"]
 
@@ -236,7 +236,7 @@ class _Job:
         return problem_items(self.problems, self.run.chunk, traces)
 
     def open(self, overwrite: bool = False) -> ChunkedOutput:
-        from prmkit.chunks import ChunkedOutput
+        from prmkit.jobs.chunks import ChunkedOutput
 
         path = Path(self.config.output)
         trees = path.with_name(f"{path.name}.trees.jsonl") if self.run.method == "omegaprm" else None
@@ -244,7 +244,7 @@ class _Job:
 
     def check(self) -> None:
         """Refuse files of something else in the output's place (ConfigError)."""
-        from prmkit.chunks import meta_path
+        from prmkit.jobs.chunks import meta_path
         from prmkit.ownership import check_outputs
 
         path = Path(self.config.output)
@@ -275,10 +275,11 @@ def _annotate(job: _Job, load: Any) -> dict[str, Any]:
 
 def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
     """Take part in a run that several processes share, and put its output together if nobody has done so."""
-    from prmkit.annotation.runner import Workers, gather_chunks, run_claimed
-    from prmkit.claims import ClaimFolder
+    from prmkit.annotation.runner import Workers, annotation_work
     from prmkit.cli.output_state import say_state
     from prmkit.cli.workers import LocalWorkers
+    from prmkit.jobs.claims import ClaimFolder
+    from prmkit.jobs.runner import gather, run_claimed
     from prmkit.progress import ProgressLine
 
     with ExitStack() as stack:
@@ -296,11 +297,11 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
                 others = min(claims.done_by_others() * size, len(job.problems) - counts.problems)
                 progress.advance(f"this worker: {_so_far(counts, usage)}", counts.problems + others)
 
-            run_claimed(job.problems, workers, claims, job.run, show)
+            run_claimed(annotation_work(job.problems, workers, job.run, show), claims)
         stack.enter_context(claims.gathering())
         output = stack.enter_context(job.open())
         say_state(output, len(job.problems))
-        return gather_chunks(claims, output)
+        return gather(claims, output)
 
 
 def _so_far(counts: AnnotationCounts, usage: Usage) -> str:

@@ -22,7 +22,7 @@ from prmkit.cli.plain_parser import PlainParser
 from prmkit.io import read_json, write_json
 
 if TYPE_CHECKING:
-    from prmkit.stages import Stage, StageResult
+    from prmkit.jobs.stages import Stage, StageResult
 
 __all__ = ["SUMMARY", "parser", "run", "stages", "summarise"]
 
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     check_output_folder("output", arguments.output)
 
-    from prmkit.stages import StageRunner
+    from prmkit.jobs.stages import StageRunner
 
     planned = stages(arguments.output, arguments.config, arguments.seed)
     rounds: list[list[StageResult]] = []
@@ -81,8 +81,8 @@ def parser() -> PlainParser:
 
 def stages(output: Path, config: str, seed: int) -> list[list[Stage]]:
     """The stages of the demo in order; those of an inner list run at the same time."""
+    from prmkit.jobs.stages import Stage
     from prmkit.resources import find_config
-    from prmkit.stages import Stage
 
     configs = {kind: find_config(f"configs/{kind}/{config}.yaml") for kind in _JOBS}
     policy, annotations = output / "sft" / "policy", output / "annotate" / "annotations.jsonl"

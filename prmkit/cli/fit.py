@@ -16,7 +16,7 @@ from prmkit.cli.fit_files import check_files
 from prmkit.cli.fit_settings import read_fit, take_print_config, wants_parser_help
 from prmkit.cli.pair_option import with_pair_for_fit
 from prmkit.cli.parsing import expand_configs
-from prmkit.processes import END_WITH_PARENT, end_with_parent
+from prmkit.jobs.processes import END_WITH_PARENT, end_with_parent
 
 __all__ = ["fit", "predict", "test", "validate"]
 

@@ -116,8 +116,8 @@ def run_judge_command(argv: list[str]) -> int:
 def _judge(config: JudgeConfig, values: Any, path: str) -> dict[str, Any]:
     from prmkit.annotation import load_records
     from prmkit.annotation.judge import EngineJudge, Judge, ScorerJudge, run_judge, solution_items
-    from prmkit.chunks import ChunkedOutput
     from prmkit.cli.output_state import say_state
+    from prmkit.jobs.chunks import ChunkedOutput
     from prmkit.progress import ProgressLine
 
     records = list(load_records(config.judge))
@@ -148,5 +148,6 @@ def _judge(config: JudgeConfig, values: Any, path: str) -> dict[str, Any]:
         else:
             engine = load_engine(folder, step_format, values["engine"], stack)
             judge = EngineJudge(engine, name, values["prompt"], values["sampling"])
-        progress = stack.enter_context(ProgressLine("judge", items.chunks, output.chunks))
-        return run_judge(records, judge, output, config.in_flight, lambda n: progress.advance(f"{n:,} verdicts"))
+        done = min(output.chunks * config.in_flight, len(items.keys))
+        progress = stack.enter_context(ProgressLine("judge", len(items.keys), done, config.in_flight))
+        return run_judge(records, judge, output, config.in_flight, lambda: progress.advance(""))

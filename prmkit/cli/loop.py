@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     from prmkit.cli.loop_run import CONFIG_FILE, SUMMARY_FILE, Loop
     from prmkit.cli.loop_text import summary_text
     from prmkit.cli.pairs_text import plain
-    from prmkit.stages import StageRunner
+    from prmkit.jobs.stages import StageRunner
 
     def say(line: str) -> None:
         print(f"== {line}", flush=True)

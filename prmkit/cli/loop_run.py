@@ -11,13 +11,13 @@ from typing import Any
 
 from prmkit.errors import DataError
 from prmkit.io import read_json, write_atomic, write_json
+from prmkit.jobs.stages import Stage, StageResult, StageRunner
 from prmkit.loop.config import STAGES, LoopConfig
 from prmkit.loop.identity import publication_key, recipe_commands
 from prmkit.loop.plan import Begin, Plan, Products, iteration_folder
 from prmkit.loop.replay import write_replay
 from prmkit.loop.settings import harder_level, stage_seed
 from prmkit.resources import find_config
-from prmkit.stages import Stage, StageResult, StageRunner
 from registry import GateConfig, Manifest, Registry
 from registry.records import decode
 from registry.storage import registry_url

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from prmkit.chunks import ChunkedOutput
+from prmkit.jobs.chunks import ChunkedOutput
 
 __all__ = ["say_state"]
 

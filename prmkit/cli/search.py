@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prmkit.chunks import ChunkedOutput, meta_path
-from prmkit.claims import ClaimFolder
 from prmkit.cli.json_output import json_output
 from prmkit.cli.loading import entered, load_engine, load_problems, load_scorer, model_identity, resolve_model
 from prmkit.cli.options import (
@@ -43,7 +41,10 @@ from prmkit.evaluation.budgets import (
     share_sampling,
 )
 from prmkit.evaluation.summary import check_headline
-from prmkit.items import Items, problem_items
+from prmkit.jobs.chunks import ChunkedOutput, meta_path
+from prmkit.jobs.claims import ClaimFolder
+from prmkit.jobs.items import Items, problem_items
+from prmkit.jobs.runner import gather, run_claimed
 from prmkit.legibility import prompt_signs, warn_of
 from prmkit.ownership import check_outputs
 from prmkit.progress import ProgressLine
@@ -52,7 +53,7 @@ from prmkit.search.best_of_n import BestOfNParams, CoTParams
 from prmkit.search.budget import BudgetLimits
 from prmkit.search.methods import METHODS, needs_prm
 from prmkit.search.rows import SearchRow
-from prmkit.search.runner import RunParams, Searcher, gather_rows, run_claimed_search, run_search
+from prmkit.search.runner import RunParams, Searcher, run_search, search_work
 from prmkit.steps import StepFormat
 from prmkit.types import Problem, SamplingParams, StepScorer, Task
 
@@ -466,11 +467,12 @@ def _search_shared(job: SearchJob, run_params: RunParams, stack: ExitStack) -> f
         progress = ProgressLine(
             "search (this worker)", len(job.problems) * len(searchers), at_once=job.config.in_flight
         )
-        run_claimed_search(job.problems, searchers, claims, run_params, _shown_on(stack.enter_context(progress)))
+        show = _shown_on(stack.enter_context(progress))
+        run_claimed(search_work(job.problems, searchers, run_params, show), claims)
     stack.enter_context(claims.gathering())
     output = stack.enter_context(ChunkedOutput(job.rows_path, job.settings(), items=job.items()))
     say_state(output, len(job.problems))
-    return gather_rows(claims, output)
+    return float(gather(claims, output)["seconds"])
 
 
 def _searchers(job: SearchJob, stack: ExitStack) -> tuple[Searcher, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from prmkit.processes import bind_to_parent
+from prmkit.jobs.processes import bind_to_parent
 
 __all__ = ["LocalWorkers"]
 

@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prmkit.jobs.processes import END_WITH_PARENT
+from prmkit.jobs.stages import Stage
 from prmkit.loop.config import LoopConfig
 from prmkit.loop.settings import stage_seed, stage_settings
-from prmkit.processes import END_WITH_PARENT
-from prmkit.stages import Stage
 
 __all__ = ["LAST_STAGES", "Begin", "Plan", "Products", "iteration_folder"]
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from prmkit.errors import DataError
 from prmkit.io import read_json
+from prmkit.jobs.stages import COMPLETE_FILE, RECORD_FILE
 from prmkit.loop.config import ORDERS
 from prmkit.loop.plan import LAST_STAGES, PULL, iteration_folder
-from prmkit.stages import COMPLETE_FILE, RECORD_FILE
 
 __all__ = ["LoopStatus", "StageStatus", "read_status"]
 

@@ -1,25 +1,18 @@
-"""Many problems, each solved by one search or several: graded rows in problem order, killed and resumed at will.
+"""Many problems, each solved by one search or several: graded rows in problem order, for `prmkit.jobs.runner`.
 
-A bounded number of searches is in work at any time, and all of them share the engine and the scorer. Rows are written a
-chunk of problems at a time; the next chunks begin while the last searches of one are being finished, so that batches
-stay full. What a row holds depends on the problem, the search and its seed alone, as far as the engine's samples do:
-scored tokens are counted as if the search had the scorer to itself.
+All searches in work share the engine and the scorer. What a row holds depends on the problem, the search and its seed
+alone, as far as the engine's samples do: scored tokens are counted as if the search had the scorer to itself.
 """
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
-from prmkit.chunks import ChunkedOutput, encode_lines
-from prmkit.claims import ClaimFolder
-from prmkit.errors import ConfigError, DataError, EngineLostError, PrmkitError
-from prmkit.io import parse_json_line
+from prmkit.errors import ConfigError
+from prmkit.jobs.chunks import ChunkedOutput
+from prmkit.jobs.runner import Failure, Part, Work, collect, isolated, run
 from prmkit.scoring.ensemble import EnsembleScorer
 from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.result import SearchMethod
@@ -27,24 +20,16 @@ from prmkit.search.rows import SearchRow, TraceRecord
 from prmkit.search.sampling import sample_traces, solution_text
 from prmkit.steps import BoundStepFormat
 from prmkit.types import Engine, Grader, Problem, SamplingParams, StepScorer, StepScores, Trace, Usage
-from prmkit.windows import work_through
 
 __all__ = [
     "RunParams",
     "Searcher",
-    "gather_rows",
     "grade_traces",
-    "run_claimed_search",
     "run_search",
     "search_all",
+    "search_work",
     "solve",
 ]
-
-# What may go wrong with one problem without saying anything about the others: its text, its data, a server's reply.
-# Everything else is a defect or the end of the engine, and ends the run; what was acknowledged stays.
-ISOLATED = (PrmkitError, ValueError, OSError)
-
-_COLLECT_EVERY = 100_000  # new objects between two looks of the cycle collector at the youngest; Python has 700
 
 OnRow = Callable[[SearchRow], None]
 
@@ -133,22 +118,53 @@ async def solve(problem: Problem, searcher: Searcher, params: RunParams) -> Sear
         budget=searcher.budget,
     )
     scorer = None if searcher.scorer is None else _counting(searcher.scorer)
-    try:
+
+    async def search() -> SearchRow:
         greedy: list[Trace] = []
         if params.greedy is not None:
             greedy = await sample_traces(problem, searcher.engine, 1, params.greedy, 0, Budget())
         found = await searcher.method(problem, searcher.engine, scorer, budget=budget)
         graded = grade_traces(problem, [*found.traces, *greedy], searcher.grader, searcher.engine.format)
-    except EngineLostError:
-        raise
-    except ISOLATED as error:
-        return replace(row, usage=_counted(budget), error=f"{type(error).__name__}: {error}")
-    return replace(
-        row,
-        traces=graded[: len(found.traces)],
-        greedy=graded[-1] if greedy else None,
-        usage=_counted(budget),
-        tree=found.nodes,
+        traces, best = graded[: len(found.traces)], graded[-1] if greedy else None
+        return replace(row, traces=traces, greedy=best, tree=found.nodes)
+
+    result = await isolated(search())
+    if isinstance(result, Failure):
+        result = replace(row, error=result.error)
+    return replace(result, usage=_counted(budget))
+
+
+def search_work(
+    problems: Sequence[Problem],
+    searchers: Searcher | Sequence[Searcher],
+    params: RunParams,
+    on_row: OnRow | None = None,
+) -> Work[tuple[Problem, Searcher], SearchRow]:
+    """Every problem through every searcher, for `prmkit.jobs.runner`: a row each, in the order of problems, then of
+    searchers.
+
+    Args:
+        problems: all problems of the run, the same in every attempt.
+        searchers: every problem goes through each of them.
+        params: see RunParams.
+        on_row: called with every new row as soon as it is done, in order of completion.
+    """
+    several = (searchers,) if isinstance(searchers, Searcher) else tuple(searchers)
+
+    async def one(item: tuple[Problem, Searcher]) -> SearchRow:
+        row = await solve(*item, params)
+        if on_row is not None:
+            on_row(row)
+        return row
+
+    return Work(
+        [(problem, searcher) for problem in problems for searcher in several],
+        one,
+        lambda _, rows: Part([row.to_json() for row in rows]),
+        lambda _, row: None if row.error is None else f"{row.problem_id}: {row.error}",
+        params.chunk * len(several),
+        params.in_flight,
+        "searches",
     )
 
 
@@ -159,77 +175,8 @@ def run_search(
     params: RunParams,
     on_row: OnRow | None = None,
 ) -> float:
-    """Solve what the output does not hold yet; rows are appended in the order of problems, then of searchers.
-
-    Args:
-        problems: all problems of the run, the same in every attempt.
-        searchers: every problem goes through each of them.
-        output: where rows go, and where a resumed run goes on.
-        params: see RunParams.
-        on_row: called with every new row as soon as it is done, in order of completion.
-
-    Returns:
-        Seconds of work, over all attempts.
-
-    Raises:
-        DataError: every search of the first chunk failed; the message carries the first failure.
-    """
-    if output.complete:
-        return float(output.state["seconds"])
-    before, start = float(output.state.get("seconds", 0.0)), time.monotonic()
-
-    def seconds() -> dict[str, float]:
-        return {"seconds": round(before + time.monotonic() - start, 3)}
-
-    def write(_: int, rows: list[SearchRow]) -> None:
-        output.append([row.to_json() for row in rows], seconds())
-
-    numbers = iter(range(output.chunks, -(-len(problems) // params.chunk)))
-    work = _Work(problems, _several(searchers), params, on_row)
-    asyncio.run(work.run(lambda: next(numbers, None), write))
-    output.finish(seconds())
-    return float(output.state["seconds"])
-
-
-def run_claimed_search(
-    problems: Sequence[Problem],
-    searchers: Searcher | Sequence[Searcher],
-    folder: ClaimFolder,
-    params: RunParams,
-    on_row: OnRow | None = None,
-) -> None:
-    """Solve chunks that no other worker does, until all are done; returns when the last one is, whoever did it.
-
-    Args:
-        problems, searchers, params, on_row: as in `run_search`.
-        folder: shared by the workers; its number of chunks is that of the run.
-    """
-    mark = time.monotonic()
-
-    def write(number: int, rows: list[SearchRow]) -> None:
-        nonlocal mark
-        before, mark = mark, time.monotonic()
-        lines = encode_lines([row.to_json() for row in rows])
-        folder.finish(number, {"rows": lines}, {"seconds": round(mark - before, 3)})
-
-    work = _Work(problems, _several(searchers), params, on_row)
-    asyncio.run(work.run(folder.claim, write, lambda: folder.all_done))
-
-
-def gather_rows(folder: ClaimFolder, output: ChunkedOutput) -> float:
-    """Put the finished chunks of a shared run into one output, as a single worker would have written it.
-
-    Returns the seconds of all workers together.
-    """
-    seconds = float(output.state.get("seconds", 0.0))
-    for number in range(output.chunks, folder.chunks):
-        where = f"{folder.folder}: chunk {number}"
-        rows = [parse_json_line(line, where) for line in folder.read(number, "rows").splitlines()]
-        seconds = round(seconds + float(folder.state(number)["seconds"]), 3)
-        output.append(rows, {"seconds": seconds})
-    if not output.complete:
-        output.finish({"seconds": seconds})
-    return float(output.state["seconds"])
+    """Solve what the output does not hold yet: `search_work`, by this process alone; returns the seconds of work."""
+    return float(run(search_work(problems, searchers, params, on_row), output)["seconds"])
 
 
 def search_all(
@@ -238,74 +185,8 @@ def search_all(
     params: RunParams,
     on_row: OnRow | None = None,
 ) -> list[SearchRow]:
-    """The rows of `run_search`, kept in memory. Arguments and errors as there."""
-    found: list[SearchRow] = []
-    numbers = iter(range(-(-len(problems) // params.chunk)))
-    work = _Work(problems, _several(searchers), params, on_row)
-    asyncio.run(work.run(lambda: next(numbers, None), lambda _, rows: found.extend(rows)))
-    return found
-
-
-@contextmanager
-def _patient_collector() -> Iterator[None]:
-    """Python's cycle collector runs less often: it would look at the trees of all searches in work again and again, for
-    half of the time that searches themselves take."""
-    before = gc.get_threshold()
-    gc.set_threshold(max(before[0], _COLLECT_EVERY) if before[0] else 0, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
-def _several(searchers: Searcher | Sequence[Searcher]) -> tuple[Searcher, ...]:
-    return (searchers,) if isinstance(searchers, Searcher) else tuple(searchers)
-
-
-class _Work:
-    """The problems of a run, in chunks."""
-
-    def __init__(
-        self,
-        problems: Sequence[Problem],
-        searchers: tuple[Searcher, ...],
-        params: RunParams,
-        on_row: OnRow | None,
-    ) -> None:
-        self._problems = problems
-        self._searchers = searchers
-        self._params = params
-        self._on_row = on_row
-        self._room = asyncio.Semaphore(params.in_flight)
-
-    async def run(
-        self,
-        take: Callable[[], int | None],
-        write: Callable[[int, list[SearchRow]], None],
-        complete: Callable[[], bool] = lambda: True,
-    ) -> None:
-        """Work on chunks, and write each when it and all begun before it are done; see `work_through`."""
-
-        async def end(number: int, tasks: list[asyncio.Task[SearchRow]]) -> None:
-            rows = await asyncio.gather(*tasks)
-            if number == 0 and all(row.error is not None for row in rows):
-                raise DataError(f"all of the first {len(rows)} searches failed; {rows[0].problem_id}: {rows[0].error}")
-            write(number, rows)
-
-        ahead = 1 + -(-self._params.in_flight // (self._params.chunk * len(self._searchers)))
-        with _patient_collector():
-            await work_through(take, self._begin, end, ahead=ahead, complete=complete)
-
-    def _begin(self, number: int) -> list[asyncio.Task[SearchRow]]:
-        part = self._problems[number * self._params.chunk : (number + 1) * self._params.chunk]
-        return [asyncio.create_task(self._one(problem, searcher)) for problem in part for searcher in self._searchers]
-
-    async def _one(self, problem: Problem, searcher: Searcher) -> SearchRow:
-        async with self._room:
-            row = await solve(problem, searcher, self._params)
-        if self._on_row is not None:
-            self._on_row(row)
-        return row
+    """The rows of `search_work`, kept in memory."""
+    return collect(search_work(problems, searchers, params, on_row))
 
 
 def _counted(budget: Budget) -> Usage:

@@ -10,7 +10,7 @@ import pytest
 
 PARENT = """
 import subprocess, sys, time
-child = "import time; from prmkit.processes import *; end_with_parent(); print(1, flush=True); time.sleep(60)"
+child = "import time; from prmkit.jobs.processes import *; end_with_parent(); print(1, flush=True); time.sleep(60)"
 worker = subprocess.Popen([sys.executable, "-c", child], start_new_session=True, stdout=subprocess.PIPE)
 worker.stdout.readline()
 print(worker.pid, flush=True)

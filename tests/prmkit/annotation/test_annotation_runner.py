@@ -10,16 +10,17 @@ import time
 
 import pytest
 
-import prmkit.chunks
+import prmkit.jobs.chunks
 from prmkit.annotation.math_shepherd import MathShepherdParams
 from prmkit.annotation.omegaprm import OmegaPRMParams
 from prmkit.annotation.records import StepLabels
-from prmkit.annotation.runner import AnnotationRun, Workers, gather_chunks, run_annotation, run_claimed
-from prmkit.chunks import ChunkedOutput, meta_path
-from prmkit.claims import ClaimFolder
+from prmkit.annotation.runner import AnnotationRun, Workers, annotation_work, run_annotation
 from prmkit.engines.scripted import ScriptedEngine
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import read_json, read_jsonl
+from prmkit.jobs.chunks import ChunkedOutput, meta_path
+from prmkit.jobs.claims import ClaimFolder
+from prmkit.jobs.runner import gather, run_claimed
 from prmkit.tasks.accumulator import AccumulatorTask
 
 TASK = AccumulatorTask()
@@ -131,8 +132,8 @@ def test_killed_between_writing_and_acknowledging(engine, whole, tmp_path):
     path = tmp_path / "x.jsonl"
 
     def child():
-        write = prmkit.chunks.write_json
-        prmkit.chunks.write_json = lambda to, meta: die() if meta["progress"]["chunks"] == 2 else write(to, meta)
+        write = prmkit.jobs.chunks.write_json
+        prmkit.jobs.chunks.write_json = lambda to, meta: die() if meta["progress"]["chunks"] == 2 else write(to, meta)
         annotate(engine, path)
 
     process = in_child(child)
@@ -185,7 +186,7 @@ def claimed(engine, folder, log):
                 file.write(f"{chunk}\n")
 
         claims.finish = noted
-        run_claimed(PROBLEMS, Workers(Noting(engine.format, slips), TASK.grader), claims, run)
+        run_claimed(annotation_work(PROBLEMS, Workers(Noting(engine.format, slips), TASK.grader), run), claims)
 
 
 @pytest.mark.parametrize("kill", [False, True])
@@ -207,7 +208,7 @@ def test_workers_share_a_run_and_do_every_problem_once(engine, whole, tmp_path, 
         ClaimFolder(folder, {"seed": 0}, len(PROBLEMS)) as claims,
         ChunkedOutput(path, {"seed": 0}, companion=trees_of(path)) as output,
     ):
-        state = gather_chunks(claims, output)
+        state = gather(claims, output)
     assert path.read_bytes() == whole.read_bytes()
     assert trees_of(path).read_bytes() == trees_of(whole).read_bytes()
     assert state["counts"] == content(whole)[2]["counts"]

@@ -18,9 +18,9 @@ from prmkit.annotation.judge import (
 )
 from prmkit.annotation.records import StepLabels
 from prmkit.annotation.targets import NO_ERROR
-from prmkit.chunks import ChunkedOutput
 from prmkit.engines.scripted import ScriptedEngine
 from prmkit.errors import ConfigError, DataError
+from prmkit.jobs.chunks import ChunkedOutput
 from prmkit.scoring.table import TableScorer
 from prmkit.types import SamplingParams
 
@@ -167,7 +167,7 @@ def test_one_failure_is_told_and_left_out_and_all_failing_ends_the_run(tmp_path)
     assert len(load_verdicts(tmp_path / "v")) == state["verdicts"] == 3
     with (
         ChunkedOutput(tmp_path / "w", {}) as output,
-        pytest.raises(DataError, match="judging all of the first 2 solutions failed; ValueError: too long"),
+        pytest.raises(DataError, match="all of the first 2 solutions failed; ValueError: too long"),
     ):
         run_judge(ROWS, Named(fail=["question a", "question b"]), output, in_flight=2)
 
@@ -180,8 +180,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     with ChunkedOutput(tmp_path / "whole", {}) as output:
         run_judge(rows, Named(), output, in_flight=2)
 
-    def kill(done):
-        if done >= 4:
+    done = []
+
+    def kill():
+        done.append(1)
+        if len(done) == 6:  # two chunks are written, and the third is in work
             raise Killed
 
     with pytest.raises(Killed), ChunkedOutput(tmp_path / "killed", {}) as output:

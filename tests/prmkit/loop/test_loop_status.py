@@ -19,7 +19,7 @@ CONFIG = {"pair": "toy", "iterations": 2, "seed": 0, "start": None, "alias": "be
 RUNNER = """
     import sys, time
     from pathlib import Path
-    from prmkit.stages import Stage, StageRunner
+    from prmkit.jobs.stages import Stage, StageRunner
     run = Path(sys.argv[1])
     def stage(name, folder, code):
         return Stage(name, (sys.executable, "-I", "-S", "-u", "-c", code), folder)

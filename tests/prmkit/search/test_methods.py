@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prmkit.chunks import ChunkedOutput
 from prmkit.errors import ConfigError
+from prmkit.jobs.chunks import ChunkedOutput
 from prmkit.scoring.table import TableScorer
 from prmkit.search.actions import Action
 from prmkit.search.beam import BeamParams

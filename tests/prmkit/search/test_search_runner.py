@@ -7,12 +7,13 @@ from functools import partial
 
 import pytest
 
-from prmkit.chunks import ChunkedOutput, meta_path
-from prmkit.claims import ClaimFolder
 from prmkit.engines.scripted import ScriptedEngine
 from prmkit.errors import ConfigError, DataError, EngineLostError
 from prmkit.grading.exact import ExactGrader
 from prmkit.io import read_json, write_json
+from prmkit.jobs.chunks import ChunkedOutput, meta_path
+from prmkit.jobs.claims import ClaimFolder
+from prmkit.jobs.runner import gather, run_claimed
 from prmkit.scoring.table import TableScorer
 from prmkit.search.best_of_n import BestOfNParams, best_of_n
 from prmkit.search.budget import BudgetLimits
@@ -22,11 +23,10 @@ from prmkit.search.rows import SearchRow, TraceRecord, read_rows
 from prmkit.search.runner import (
     RunParams,
     Searcher,
-    gather_rows,
     grade_traces,
-    run_claimed_search,
     run_search,
     search_all,
+    search_work,
 )
 from prmkit.types import Problem, SamplingParams, Step, Trace
 
@@ -105,7 +105,7 @@ def test_workers_share_the_chunks_and_one_may_fall(search, engine, last_step_gra
         )
         with ClaimFolder(tmp_path / "parts", settings, chunks) as folder:
             params = RunParams(2, GREEDY, BudgetLimits(), 4)
-            run_claimed_search(PROBLEMS, searcher, folder, params, lambda row: done.append(row.problem_id))
+            run_claimed(search_work(PROBLEMS, searcher, params, lambda row: done.append(row.problem_id)), folder)
 
     def falls(prefix, index, seed):
         if prefix.startswith("q2"):
@@ -127,7 +127,8 @@ def test_workers_share_the_chunks_and_one_may_fall(search, engine, last_step_gra
             ChunkedOutput(tmp_path / "shared.jsonl", settings) as output,
         ):
             assert folder.all_done
-            assert gather_rows(folder, output) == pytest.approx(sum(folder.state(n)["seconds"] for n in range(3)))
+            seconds = gather(folder, output)["seconds"]
+            assert seconds == pytest.approx(sum(folder.state(n)["seconds"] for n in range(3)))
         assert (tmp_path / "shared.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 

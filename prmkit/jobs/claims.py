@@ -19,7 +19,7 @@ from typing import Any
 
 from prmkit.errors import ConfigError
 from prmkit.io import read_json, write_atomic, write_json
-from prmkit.items import Items
+from prmkit.jobs.items import Items
 from prmkit.ownership import check_outputs, remove_file
 
 __all__ = ["ClaimFolder"]

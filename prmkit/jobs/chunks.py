@@ -18,7 +18,7 @@ from typing import Any
 
 from prmkit.errors import ConfigError, DataError, PrmkitError
 from prmkit.io import read_json, write_json
-from prmkit.items import Items
+from prmkit.jobs.items import Items
 from prmkit.ownership import check_outputs
 
 __all__ = ["ChunkedOutput", "encode_lines", "meta_path"]

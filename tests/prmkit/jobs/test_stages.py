@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prmkit.errors import ConfigError, DataError, PrmkitError
-from prmkit.stages import Stage, StageRunner
+from prmkit.jobs.stages import Stage, StageRunner
 
 WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2]); print('wrote', sys.argv[2])"
 
@@ -210,7 +210,7 @@ RUNNER = """
     import sys
     from pathlib import Path
     from prmkit.cli import main
-    from prmkit.stages import Stage, StageRunner
+    from prmkit.jobs.stages import Stage, StageRunner
     assert "torch" not in sys.modules
     run, *argv = sys.argv[1:]
     with StageRunner(run) as runner:

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from prmkit.chunks import ChunkedOutput, meta_path
-from prmkit.claims import ClaimFolder
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import read_json
-from prmkit.items import Items, problem_items
+from prmkit.jobs.chunks import ChunkedOutput, meta_path
+from prmkit.jobs.claims import ClaimFolder
+from prmkit.jobs.items import Items, problem_items
 from prmkit.types import Problem
 
 KEYS = tuple("abcdefg")

@@ -5,7 +5,7 @@ A stage owns a folder. `.stage.json` in it records the stage's key, attempts and
 of the caller's settings and of the content of the input files. What a stage does when it is run again in a
 folder that holds half its work is its own matter (`--ckpt_path last`, an appended JSON-lines file).
 
-Process handling is in `prmkit.processes`; nothing here imports torch.
+Process handling is in `prmkit.jobs.processes`; nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 from prmkit.errors import ConfigError, DataError, PrmkitError
 from prmkit.io import read_json, write_json
+from prmkit.jobs.processes import Exit, Job, run_processes
 from prmkit.ownership import check_outputs, move, remove_file
-from prmkit.processes import Exit, Job, run_processes
 
 __all__ = ["Stage", "StageResult", "StageRunner"]
 

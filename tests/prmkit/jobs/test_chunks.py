@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from prmkit.chunks import ChunkedOutput, meta_path
 from prmkit.errors import ConfigError, DataError
+from prmkit.jobs.chunks import ChunkedOutput, meta_path
 
 SETTINGS = {"seed": 0, "sampling": {"temperature": 1.0, "stop": ()}}
 
