@@ -16,12 +16,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 
+from prmkit.dist import highest
 from prmkit.errors import PrmkitError
-from prmkit.losses import world_size
 
 __all__ = ["ExactResume", "repair_progress"]
 
@@ -67,10 +66,7 @@ class ExactResume(Callback):
 
 def _check_ranks(trainer: Trainer) -> None:
     """Every rank looks for its checkpoint by itself, and folders may not look the same everywhere. Collective."""
-    if world_size() == 1:
-        return
-    steps = torch.tensor([trainer.global_step, -trainer.global_step], device=trainer.strategy.root_device)
-    dist.all_reduce(steps, dist.ReduceOp.MAX)
+    steps = highest(torch.tensor([trainer.global_step, -trainer.global_step], device=trainer.strategy.root_device))
     latest, earliest = int(steps[0]), -int(steps[1])
     if latest != earliest:
         raise PrmkitError(

@@ -19,12 +19,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from prmkit.dist import highest
 from prmkit.errors import ConfigError
-from prmkit.losses import world_size
 
 __all__ = ["REQUEUE", "Preempted", "Preemption", "ignore_signals"]
 
@@ -197,8 +196,4 @@ def _folder(trainer: Trainer) -> str:
 
 def _any_rank(asked: bool, device: torch.device) -> bool:
     """Collective when there are several ranks."""
-    if world_size() == 1:
-        return asked
-    flag = torch.tensor(int(asked), device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag)
+    return bool(highest(torch.tensor(int(asked), device=device)))

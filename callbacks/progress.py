@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 
 from lightning_modules.window import token_count
-from prmkit.losses import world_size
+from prmkit.dist import world_size
 from prmkit.progress import ProgressLine
 
 __all__ = ["FitProgress", "headline"]

@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.window import token_count
+from prmkit.dist import world_size
 from prmkit.errors import ConfigError
-from prmkit.losses import world_size
 
 __all__ = ["TokensPerSecond"]
 

@@ -6,14 +6,12 @@ import math
 import time
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.window import token_count
+from prmkit.dist import summed
 from prmkit.errors import ConfigError
 from prmkit.io import write_json
-from prmkit.losses import world_size
 from prmkit.ownership import check_file, json_has
 
 __all__ = ["TrainingSummary"]
@@ -58,7 +56,7 @@ class TrainingSummary(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         # Collective: Lightning gathers callback states on every rank when it saves a checkpoint.
-        return {"tokens": self._tokens_before + _summed(self._tokens), "seconds": self._seconds()}
+        return {"tokens": self._tokens_before + int(summed(self._tokens)), "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._tokens_before, self._seconds_before = state_dict["tokens"], state_dict["seconds"]
@@ -84,14 +82,6 @@ class TrainingSummary(Callback):
     def _seconds(self) -> float:
         elapsed = time.perf_counter() - self._start if self._start else 0.0
         return round(self._seconds_before + elapsed, 3)
-
-
-def _summed(count: int) -> int:
-    if world_size() == 1:
-        return count
-    total = torch.tensor(count, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(total)
-    return int(total)
 
 
 def _finite(number: float) -> float | None:

@@ -23,9 +23,9 @@ from datamodules.experience_rollouts import (
     RolloutWorker,
     WorkerOptions,
     check_prompts,
-    gather,
 )
 from datamodules.prompts import PromptConfig, PromptStream, open_prompts
+from prmkit.dist import gathered
 from prmkit.errors import ConfigError, DataError
 from prmkit.rewards import RewardsConfig
 from prmkit.rollouts import DynamicSampling, Rollout
@@ -184,7 +184,7 @@ class ExperienceDataModule(LightningDataModule):
                 step = trainer.global_step
                 experience, sums, self._position = worker.collect(stream, self._position, step, last)
             self.rollouts = worker.rollouts
-            report = {f"rollout/{name}": value for name, value in _means(gather(sums)).items()}
+            report = {f"rollout/{name}": value for name, value in _means(gathered(sums)).items()}
             return Collected(experience, {**report, "rollout/iteration": float(iteration)})
 
         tokenizer = learner.bound_format.tokenizer
@@ -211,7 +211,7 @@ class ExperienceDataModule(LightningDataModule):
             "ahead": ahead,
             "prompts": self._position,
             "made_with": self._made_with(),
-            "ranks": gather(self._loader.state()),
+            "ranks": gathered(self._loader.state()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

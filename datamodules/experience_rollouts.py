@@ -24,9 +24,9 @@ from datamodules.experience_records import EvalBatch, Experience, Sums, make_exp
 from datamodules.prompts import PromptStream
 from datamodules.rollout_engines import EngineOptions, RolloutEngine, open_rollout_engine
 from datamodules.rollout_signs import RolloutSigns
+from prmkit.dist import gathered, rank, world_size
 from prmkit.engines import HFEngine
 from prmkit.errors import ConfigError, DataError, StepFormatError
-from prmkit.losses import world_size
 from prmkit.models import PRMModel, resolve_folder
 from prmkit.rewards import OutcomeConfig, RewardsConfig
 from prmkit.rollouts import DynamicSampling, Group, Judge, Rollout, has_signal, roll_out, rollout_sums
@@ -37,7 +37,7 @@ from prmkit.steps import BoundStepFormat, StepFormat, get_step_format
 from prmkit.types import Engine, Grader, Problem, SamplingParams, StepScorer
 from prmkit.weights import check_kind
 
-__all__ = ["EngineOptions", "Learner", "PRMSource", "RolloutWorker", "WorkerOptions", "gather"]
+__all__ = ["EngineOptions", "Learner", "PRMSource", "RolloutWorker", "WorkerOptions"]
 
 logger = logging.getLogger(__name__)
 
@@ -354,20 +354,20 @@ class RolloutWorker:
 
     def _waves(self, engine: Engine, stream: PromptStream, position: int) -> tuple[list[Group], list[Group], int]:
         """Kept groups in the order of prompts, all groups drawn, and the new position."""
-        options, rank = self._options, dist.get_rank() if world_size() > 1 else 0
+        options, own = self._options, rank()
         kept: list[Group] = []
         drawn: list[Group] = []
         for wave in range(1 if options.dynamic is None else options.dynamic.max_waves):
             missing = options.groups - len(kept)
             factor = 1.0 if options.dynamic is None else options.dynamic.oversample
-            shares = gather(math.ceil(missing * factor), self._group)
+            shares = gathered(math.ceil(missing * factor), self._group)
             if not any(shares):
                 break
             if wave == 0:  # dealt out one by one, so that an optimiser step's prompts do not depend on the ranks
-                numbers = [position + rank + len(shares) * n for n in range(shares[rank])]
+                numbers = [position + own + len(shares) * n for n in range(shares[own])]
             else:
-                first = position + sum(shares[:rank])
-                numbers = list(range(first, first + shares[rank]))
+                first = position + sum(shares[:own])
+                numbers = list(range(first, first + shares[own]))
             position += sum(shares)
             new = self._sample(engine, [(number, stream[number]) for number in numbers])
             drawn += new
@@ -437,15 +437,6 @@ class RolloutWorker:
                 whole = found.setdefault(name, torch.zeros(mask.shape))
                 whole[rows, :width] = values.float().cpu()
         return found
-
-
-def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """The value of every rank, in order of rank. Collective over the group, None for that of all."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value, group=group)
-    return values
 
 
 def check_prompts(problems: Sequence[Problem], fits: Callable[[Problem], bool], longest: int) -> list[Problem]:

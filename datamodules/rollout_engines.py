@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.distributed as dist
 
+from prmkit.dist import barrier, from_rank_0, rank, world_size
 from prmkit.engines import HFEngine
 from prmkit.engines.vllm_options import VLLMOptions
 from prmkit.errors import ConfigError
-from prmkit.losses import world_size
 from prmkit.steps import BoundStepFormat
 from prmkit.types import Engine
 
@@ -191,7 +190,7 @@ class _Served:
         self._resources = ExitStack()
         self._server: VLLMServer | None = None
         url = ""
-        if _rank() == 0:
+        if rank() == 0:
             folder = self._resources.enter_context(_empty_folder(model))
             assert config.interpreter is not None
             self._server = self._resources.enter_context(
@@ -205,7 +204,7 @@ class _Served:
                 )
             )
             url = self._server.url
-        endpoints = [_from_rank_0(url)]
+        endpoints = [from_rank_0(url)]
         self.engine = self._resources.enter_context(HTTPEngine(HttpEngineConfig(endpoints=endpoints), bound_format))
 
     def sync(self, version: int) -> None:
@@ -217,8 +216,7 @@ class _Served:
         else:
             for _ in weights:  # the gathering is collective
                 pass
-        if world_size() > 1:
-            dist.barrier()
+        barrier()
         self.engine.weight_version = version
 
     def rest(self) -> None:
@@ -242,15 +240,3 @@ def _empty_folder(model: Any) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="prmkit-model-") as folder:
         model.config.save_pretrained(folder)
         yield Path(folder)
-
-
-def _rank() -> int:
-    return dist.get_rank() if world_size() > 1 else 0
-
-
-def _from_rank_0(value: str) -> str:
-    if world_size() == 1:
-        return value
-    held = [value]
-    dist.broadcast_object_list(held, src=0)
-    return str(held[0])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating, summed
+from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating
 from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.policy_online import OnlinePolicy
 from prmkit.advantages import (
@@ -20,6 +20,7 @@ from prmkit.advantages import (
     spread_steps,
     step_token_counts,
 )
+from prmkit.dist import summed
 from prmkit.errors import ConfigError
 from prmkit.losses import (
     CHUNK_LOGITS,

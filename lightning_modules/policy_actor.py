@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
+from prmkit.dist import summed
 from prmkit.errors import ConfigError
 from prmkit.losses import (
     CHUNK_LOGITS,
@@ -32,7 +32,6 @@ from prmkit.losses import (
     predicted_positions,
     row_weights,
     token_logprobs,
-    world_size,
 )
 from prmkit.models import (
     ModelSource,
@@ -55,7 +54,6 @@ __all__ = [
     "loss_count",
     "policy_step",
     "score_policy",
-    "summed",
 ]
 
 
@@ -351,11 +349,3 @@ class PolicyEvaluation(nn.Module):
             self.means[name].update(value)  # type: ignore[operator]
         for name, mean in self.means.items():
             module.log(f"{stage}/{name}", cast(MeanMetric, mean), on_step=False, on_epoch=True)
-
-
-def summed(values: Tensor) -> Tensor:
-    """The sum over ranks. Collective."""
-    if world_size() > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-    return values

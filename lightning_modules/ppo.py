@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating, summed
+from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating
 from lightning_modules.policy_critic import Critic, CriticConfig
 from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.policy_online import OnlinePolicy
 from prmkit.advantages import GAEConfig, Moments, gae, step_table, two_level_gae, whiten
+from prmkit.dist import summed
 from prmkit.errors import ConfigError
 from prmkit.losses import (
     CHUNK_LOGITS,

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prmkit.losses import LossOutput, world_size
+from prmkit.dist import summed
+from prmkit.losses import LossOutput
 
 __all__ = ["WindowSums", "gradient_norm", "token_count"]
 
@@ -35,9 +35,7 @@ class WindowSums:
         """
         assert self._sums is not None, "no micro-batch since the last optimiser step"
         sums, self._sums = self._sums, None
-        if world_size() > 1:
-            dist.all_reduce(sums)
-        loss_sum, count, tokens = sums
+        loss_sum, count, tokens = summed(sums)
         return {"loss": loss_sum / count.clamp(min=1), "targets": count, "tokens": tokens}
 
     def log_step(self, module: LightningModule, optimizer: Optimizer) -> None:

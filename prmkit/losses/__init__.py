@@ -2,7 +2,7 @@
 
 from prmkit.losses.implicit import ImplicitLossOutput, implicit_prm_loss
 from prmkit.losses.kl import KL_ESTIMATORS, KLEstimator, categorical_kl, entropy_loss, kl_loss, kl_terms
-from prmkit.losses.normalise import normalise, window_total, world_size
+from prmkit.losses.normalise import normalise, window_total
 from prmkit.losses.output import LossOutput, MetricSum
 from prmkit.losses.policy import (
     LOG_RATIO_LIMIT,
@@ -102,5 +102,4 @@ __all__ = [
     "value_loss",
     "weighted_sum",
     "window_total",
-    "world_size",
 ]

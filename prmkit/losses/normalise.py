@@ -8,15 +8,11 @@ their gradients; both are undone here, so that the gradient does not depend on h
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["normalise", "window_total", "world_size"]
+from prmkit.dist import summed, world_size
 
-
-def world_size() -> int:
-    """Number of data-parallel processes; 1 where torch.distributed is not in use."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+__all__ = ["normalise", "window_total"]
 
 
 def window_total(window_count: int | Tensor, device: torch.device | None = None) -> Tensor:
@@ -26,10 +22,7 @@ def window_total(window_count: int | Tensor, device: torch.device | None = None)
         window_count: items of this rank over all micro-batches of the window.
         device: where the process group communicates; None is the CPU.
     """
-    total = torch.as_tensor(window_count, device=device).to(torch.int64, copy=True)
-    if world_size() > 1:
-        dist.all_reduce(total)
-    return total
+    return summed(torch.as_tensor(window_count, device=device).to(torch.int64, copy=True))
 
 
 def normalise(loss_sum: Tensor, total: Tensor, accumulation: int = 1, ranks: int | None = None) -> Tensor:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from prmkit.dist import rank
 
 __all__ = ["is_sharded", "whole", "whole_module", "whole_state_dict", "whole_tensors", "writes"]
 
@@ -28,7 +29,7 @@ def _divided(tensor: Tensor) -> bool:
 
 def writes(module: nn.Module) -> bool:
     """Whether this process has a module's weights to write: any process where they are whole, else process 0."""
-    return not is_sharded(module) or dist.get_rank() == 0
+    return not is_sharded(module) or rank() == 0
 
 
 @contextmanager
