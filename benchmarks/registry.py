@@ -62,7 +62,7 @@ def write_model(folder: Path, kind: str, size: int) -> Path:
 
 def hash_and_copy(files: list[Path], target: Path) -> None:
     """What any copy that can be trusted has to do, in the plainest way."""
-    from registry.transfer import hash_file
+    from registry.storage.transfer import hash_file
 
     target.mkdir()
     for number, file in enumerate(files):

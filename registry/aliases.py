@@ -22,7 +22,7 @@ from registry.names import alias_key, alias_prefix, check_alias, check_pair, his
 from registry.records import decode, encode
 from registry.sealed import check_schema, seal, unseal
 from registry.storage import Storage
-from registry.transfer import in_parallel
+from registry.storage.transfer import in_parallel
 
 __all__ = ["Intent", "Move", "alias_target", "aliases", "expecting", "identity", "move_alias", "moves", "now", "wish"]
 

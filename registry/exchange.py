@@ -12,7 +12,7 @@ from registry.listing import list_versions
 from registry.manifest import FileEntry, Manifest
 from registry.names import PairRef, blob_key, parse_ref, version_key
 from registry.storage import Storage, Watch
-from registry.transfer import download, in_parallel
+from registry.storage.transfer import download, in_parallel
 from registry.versions import read_manifest
 
 __all__ = ["copy_versions", "with_ancestors"]

@@ -20,7 +20,7 @@ from registry.cards import Heritage, hub_card
 from registry.errors import ConflictError
 from registry.manifest import Manifest
 from registry.pull import PULLED_FILE, PulledPair
-from registry.transfer import hash_file
+from registry.storage.transfer import hash_file
 
 __all__ = ["check_hub_layout", "write_hub_layout"]
 

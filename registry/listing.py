@@ -12,7 +12,7 @@ from registry.errors import DamagedError, NotFoundError
 from registry.names import LATEST, PairRef, check_pair, parse_ref, version_key, version_prefix
 from registry.sealed import MANIFEST_SCHEMA, check_schema, unseal
 from registry.storage import Storage
-from registry.transfer import in_parallel
+from registry.storage.transfer import in_parallel
 
 __all__ = ["Summary", "check_place", "list_pairs", "list_versions", "resolve", "summaries"]
 

@@ -14,7 +14,7 @@ from registry.manifest import Manifest
 from registry.names import PairRef, blob_key
 from registry.soundness import check_content, check_models
 from registry.storage import Entry, Storage, Watch
-from registry.transfer import in_parallel
+from registry.storage.transfer import in_parallel
 from registry.versions import read_manifest
 
 __all__ = ["GarbageReport", "Problem", "VerifyReport", "collect_garbage", "verify"]

@@ -25,7 +25,7 @@ from registry.metrics import Metrics
 from registry.names import blob_key, check_pair, check_path, check_paths
 from registry.records import encode
 from registry.storage import Storage, Watch
-from registry.transfer import hash_file, in_parallel
+from registry.storage.transfer import hash_file, in_parallel
 from registry.versions import create_version, read_manifest
 
 __all__ = ["RESULTS_FILE", "Publication", "content_key", "load_metrics", "model_files", "publish"]

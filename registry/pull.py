@@ -20,7 +20,15 @@ from registry.manifest import FileEntry, Manifest
 from registry.names import blob_key, check_digest, check_path
 from registry.soundness import check_models
 from registry.storage import Storage, Watch
-from registry.transfer import download, hash_file, in_parallel, locked_folder, part_of, refuse_links, sync_folder
+from registry.storage.transfer import (
+    download,
+    hash_file,
+    in_parallel,
+    locked_folder,
+    part_of,
+    refuse_links,
+    sync_folder,
+)
 
 __all__ = ["PULLED_FILE", "PulledPair", "pull"]
 

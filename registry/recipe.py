@@ -13,7 +13,7 @@ from prmkit.errors import DataError
 from registry.manifest import DataSource, Manifest, Recipe
 from registry.names import blob_key
 from registry.storage import URL_VARIABLE, Silent, Storage
-from registry.transfer import download, hash_file
+from registry.storage.transfer import download, hash_file
 
 __all__ = ["recipe_lines", "record_recipe", "reproduce"]
 

@@ -25,7 +25,8 @@ from registry.names import PairRef, check_alias, check_pair, parse_ref
 from registry.publish import Publication, load_metrics, publish
 from registry.pull import PulledPair, pull
 from registry.recipe import recipe_lines, reproduce
-from registry.storage import Silent, Watch, open_storage, registry_url, require_registry
+from registry.storage import Silent, Watch, registry_url, require_registry
+from registry.storage.opening import open_storage
 from registry.versions import find_by_key, read_manifest
 
 __all__ = ["GATED_ALIASES", "Registry"]

@@ -12,7 +12,7 @@ from prmkit.weights import INDEX_FILE, SPOILED, StoredFile, check_stored, not_fi
 from registry.manifest import Manifest
 from registry.names import blob_key
 from registry.storage import Storage, Watch
-from registry.transfer import CHUNK
+from registry.storage.transfer import CHUNK
 
 __all__ = ["check_content", "check_models"]
 

@@ -175,7 +175,8 @@ def _list(arguments: argparse.Namespace) -> None:
     from prmkit.cli.pairs_text import plain, versions_text
     from registry.aliases import aliases
     from registry.listing import list_pairs, resolve, summaries
-    from registry.storage import open_storage, registry_url, require_registry
+    from registry.storage import registry_url, require_registry
+    from registry.storage.opening import open_storage
 
     # Without `Registry`: a list of a thousand versions should not wait for what publishing needs.
     storage = open_storage(registry_url(arguments.registry))

@@ -10,7 +10,7 @@ from prmkit.errors import ConfigError, DataError, PrmkitError
 from registry import Publication, Registry
 from registry.errors import BusyError, ConflictError, DamagedError, IncompatibleError, NotFoundError
 from registry.pull import PULLED_FILE
-from registry.transfer import hash_file, locked_folder, part_of
+from registry.storage.transfer import hash_file, locked_folder, part_of
 
 
 def blobs(registry):

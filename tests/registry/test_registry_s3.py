@@ -15,9 +15,9 @@ from prmkit.errors import ConfigError, DataError
 from registry import Registry
 from registry.errors import BusyError, ConflictError, DamagedError, NotFoundError
 from registry.names import blob_key
-from registry.s3 import S3Storage
 from registry.storage import Silent
-from registry.transfer import hash_file
+from registry.storage.s3 import S3Storage
+from registry.storage.transfer import hash_file
 
 boto3 = pytest.importorskip("boto3")
 

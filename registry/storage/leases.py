@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from registry.errors import BusyError, ConflictError
 
 if TYPE_CHECKING:
-    from registry.storage import Entry, Storage
+    from registry.storage.base import Entry, Storage
 
 __all__ = ["collecting", "publishing"]
 

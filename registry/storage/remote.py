@@ -21,8 +21,8 @@ from prmkit.errors import ConfigError, MissingDependencyError
 from prmkit.ownership import remove_file
 from registry.errors import DamagedError, NotFoundError
 from registry.names import blob_key
-from registry.storage import MARKER, MARKER_TEXT, Blob, Entry, Silent, Stored, Watch, check_marker
-from registry.transfer import copy_hashing, hash_file
+from registry.storage.base import MARKER, MARKER_TEXT, Blob, Entry, Silent, Stored, Watch, check_marker
+from registry.storage.transfer import copy_hashing, hash_file
 
 __all__ = ["FsspecStorage"]
 

@@ -22,8 +22,8 @@ from prmkit.errors import ConfigError
 from prmkit.ownership import remove_file, rename
 from registry.errors import BusyError, DamagedError, NotFoundError
 from registry.names import blob_key
-from registry.storage import MARKER, MARKER_TEXT, Blob, Entry, Stored, Watch, check_marker
-from registry.transfer import copy_hashing, hash_file, sync_folder
+from registry.storage.base import MARKER, MARKER_TEXT, Blob, Entry, Stored, Watch, check_marker
+from registry.storage.transfer import copy_hashing, hash_file, sync_folder
 
 __all__ = ["LocalStorage"]
 

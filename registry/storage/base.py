@@ -1,4 +1,4 @@
-"""What a registry needs of the place it lies in, and the one function that opens a place by its URL.
+"""What a registry needs of the place it lies in.
 
 Two operations carry all guarantees among processes: `create`, which makes a file that is not there or says that
 it is, and `replace`, which changes a file only if it is still the one that was read. Places that have neither
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from prmkit.errors import ConfigError
 from registry.errors import NewerSchemaError, NotFoundError
 
 __all__ = [
     "DEFAULT_URL",
     "MARKER",
     "MARKER_TEXT",
+    "URL_VARIABLE",
     "Blob",
     "Entry",
     "Silent",
@@ -28,7 +28,6 @@ __all__ = [
     "Stored",
     "Watch",
     "check_marker",
-    "open_storage",
     "registry_url",
     "require_registry",
 ]
@@ -164,38 +163,6 @@ class Storage(Protocol):
 def registry_url(url: str | Path | None = None) -> str:
     """The URL itself, else that of the environment variable PRMKIT_REGISTRY, else `runs/registry`."""
     return str(url) if url is not None else os.environ.get(URL_VARIABLE) or DEFAULT_URL
-
-
-def open_storage(url: str, *, single_writer: bool = False) -> Storage:
-    """The place of a URL: a folder (also as `file://`), `s3://bucket/prefix`, or any other that fsspec knows.
-
-    Args:
-        url: where.
-        single_writer: the user's word that nobody else writes at the same time; needed to change a place without
-            conditional writes.
-    """
-    scheme, mark, rest = url.partition("://")
-    if not mark:
-        return _local(url)
-    match scheme:
-        case "file" | "local":
-            return _local(rest)
-        case "s3":
-            from registry.s3 import S3Storage
-
-            return S3Storage(url)
-        case _:
-            from registry.remote import FsspecStorage
-
-            return FsspecStorage(url, single_writer=single_writer)
-
-
-def _local(path: str) -> Storage:
-    from registry.local import LocalStorage
-
-    if not path:
-        raise ConfigError("registry", path, "a folder, or a URL such as s3://bucket/prefix")
-    return LocalStorage(Path(path))
 
 
 def check_marker(storage: Storage) -> bool:

@@ -15,11 +15,11 @@ from typing import Any, BinaryIO, cast
 
 from prmkit.errors import ConfigError, DataError, MissingDependencyError
 from prmkit.ownership import remove_file
-from registry import leases
 from registry.errors import DamagedError, NotFoundError
 from registry.names import blob_key
-from registry.storage import MARKER, MARKER_TEXT, Blob, Entry, Silent, Stored, Watch, check_marker
-from registry.transfer import hash_file, in_parallel
+from registry.storage import leases
+from registry.storage.base import MARKER, MARKER_TEXT, Blob, Entry, Silent, Stored, Watch, check_marker
+from registry.storage.transfer import hash_file, in_parallel
 
 __all__ = ["S3Storage"]
 

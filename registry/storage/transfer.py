@@ -21,7 +21,7 @@ from prmkit.ownership import remove_file, rename
 from registry.errors import BusyError, DamagedError
 
 if TYPE_CHECKING:
-    from registry.storage import Storage, Watch
+    from registry.storage.base import Storage, Watch
 
 __all__ = [
     "CHUNK",
