@@ -14,9 +14,10 @@ from lightning_modules.formats import bind_format
 from lightning_modules.optimizers import OptimizerConfig, build_optimizer
 from lightning_modules.window import WindowSums
 from prmkit.errors import ConfigError
-from prmkit.losses import PRM_LOSSES, LossOutput, PRMLossKind, normalise, step_loss, window_total
+from prmkit.losses import LossOutput, normalise, step_loss, window_total
 from prmkit.metrics import FirstErrorF1, StepMetrics
 from prmkit.models import ModelSource, PRMModel, build_prm
+from prmkit.plugins import PRM_LOSSES, PRMLossName
 
 __all__ = ["PRM"]
 
@@ -63,18 +64,16 @@ class PRM(LightningModule):
         source: ModelSource,
         step_format: str | dict[str, Any] | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen
-        loss: PRMLossKind = "hard",
+        loss: PRMLossName = "hard",
         threshold: float = 0.5,
         right_above: float = 0.0,
     ) -> None:
         super().__init__()
-        if loss not in PRM_LOSSES:
-            raise ConfigError("model.loss", loss, " | ".join(PRM_LOSSES))
         if not 0.0 <= right_above < 1.0:
             raise ConfigError("model.right_above", right_above, "a number in [0, 1)")
         self.source = source
         self.optimizer_config = optimizer
-        self.loss_kind = loss
+        self.loss_kind = PRM_LOSSES.name_of(loss, "model.loss")
         self.right_above = right_above
         self.bound_format = bind_format(source, step_format)
         self.tokenizer = self.bound_format.tokenizer

@@ -12,6 +12,7 @@ __all__ = [
     "DataError",
     "EngineLostError",
     "MissingDependencyError",
+    "PluginError",
     "PrmkitError",
     "ServerError",
     "StepFormatError",
@@ -48,6 +49,10 @@ class StepFormatError(PrmkitError):
 
 class MissingDependencyError(PrmkitError):
     """An optional package is needed and not installed; the message holds the command that installs it."""
+
+
+class PluginError(PrmkitError):
+    """A part from outside that cannot be registered, or a plugin that cannot be imported; the message names it."""
 
 
 class ServerError(PrmkitError):

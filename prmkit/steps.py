@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from prmkit.bound_format import BoundStepFormat, EncodedSteps
 from prmkit.errors import ConfigError, StepFormatError
 from prmkit.io import read_json, write_json
+from prmkit.plugins import HEADS, Catalogue, HeadName
 
 __all__ = [
     "STEP_FORMATS",
@@ -28,13 +29,13 @@ __all__ = [
     "StepFormat",
     "Tokenizer",
     "get_step_format",
+    "register_step_format",
 ]
 
 STEP_FORMAT_FILE = "step_format.json"
 SCHEMA = 1
 
 ReadAt = Literal["tag", "before_tag", "step_end"]
-HeadKind = Literal["label_tokens", "token_head", "scalar"]
 Chat = Literal["none", "single", "turns"]
 # Arguments of `apply_chat_template` that are not the template's: the format sets them, or they change what it returns.
 _TEMPLATE_ARGUMENTS = (
@@ -158,7 +159,7 @@ class PRMFormat:
     system: str | None = None
     bos: bool = False
     read: ReadAt = "tag"
-    head: HeadKind = "label_tokens"
+    head: HeadName = "label_tokens"
     positive: str = "+"
     negative: str = "-"
 
@@ -166,11 +167,11 @@ class PRMFormat:
         accepted = {
             "chat": ("none", "single", "turns"),
             "read": ("tag", "before_tag", "step_end"),
-            "head": ("label_tokens", "token_head", "scalar"),
         }
         for name, choices in accepted.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"step_format.prm.{name}", getattr(self, name), " | ".join(choices))
+        HEADS.name_of(self.head, "step_format.prm.head")  # kept as given: module:attribute serves later processes
         if not self.tag and self.read != "step_end":
             raise ConfigError("step_format.prm.tag", self.tag, "a non-empty string, unless read is step_end")
         if self.chat == "turns" and not self.tag:
@@ -233,7 +234,7 @@ class StepFormat:
         if not path.is_file():
             raise StepFormatError(
                 f"{path}: no such file. A model folder names its step format there; give one explicitly "
-                f"(one of: {', '.join(STEP_FORMATS)}) or write it with StepFormat.save."
+                f"(one of: {', '.join(STEP_FORMATS.known)}) or write it with StepFormat.save."
             )
         try:
             return cls.from_dict(read_json(path))
@@ -324,7 +325,13 @@ def _presets() -> dict[str, StepFormat]:
     return {spec.name: spec for spec in formats}
 
 
-STEP_FORMATS: dict[str, StepFormat] = _presets()
+STEP_FORMATS: Catalogue[StepFormat] = Catalogue("step format", _presets(), names=r"[A-Za-z][\w.-]*")
+
+
+def register_step_format(step_format: StepFormat) -> StepFormat:
+    """Register a step format under its own name: `step_format: NAME`, `--policy_format NAME`; returns it."""
+    STEP_FORMATS.add(step_format.name, step_format, step_format)
+    return step_format
 
 
 def get_step_format(source: str | Mapping[str, Any] | StepFormat) -> StepFormat:
@@ -351,11 +358,13 @@ def get_step_format(source: str | Mapping[str, Any] | StepFormat) -> StepFormat:
             return get_step_format(json.loads(source))
         except json.JSONDecodeError as error:
             raise ConfigError("step_format", source, f"JSON text ({error})") from None
-    if source in STEP_FORMATS:
+    if source in STEP_FORMATS.known:
         return STEP_FORMATS[source]
     path = Path(source)
     if path.is_dir():
         return StepFormat.load(path)
     if path.is_file():
         return StepFormat.from_dict(read_json(path))
+    if source in STEP_FORMATS:
+        return STEP_FORMATS[source]
     raise ConfigError("step_format", source, f"a preset ({', '.join(STEP_FORMATS)}), a JSON file or a model folder")

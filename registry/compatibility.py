@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from prmkit.plugins import HEADS
 from prmkit.steps import StepFormat
 from registry.errors import IncompatibleError
 from registry.facts import ModelFacts, read_facts
@@ -18,8 +19,7 @@ __all__ = ["KIND_PROBLEMS", "Compatibility", "check_facts", "check_folders"]
 
 KIND_PROBLEMS = ("the policy's folder says that it is a PRM", "the PRM's folder says that it is a policy")
 _CAUSAL = "ForCausalLM"
-_OWN_HEADS = ("ForTokenClassification", "ForSequenceClassification", "ForProcessRewardModel")
-_OUTPUTS = {"token_head": 2, "scalar": 1}
+_OWN_HEADS = ("ForTokenClassification", "ForSequenceClassification", "ForProcessRewardModel", "ForPrmModel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,11 @@ def _architectures(policy: ModelFacts, prm: ModelFacts, problems: list[str], not
     if prm.step_format is None:
         return
     head = StepFormat.from_dict(prm.step_format).prm.head
-    wanted = _OUTPUTS.get(head)
-    if prm.outputs is not None and prm.outputs != wanted:
+    known = HEADS.find(head, "step_format.prm.head")
+    wanted = known.outputs
+    if known.make is not None:
+        pass  # its weights have names of their own; they are checked when they are loaded
+    elif prm.outputs is not None and prm.outputs != wanted:
         problems.append(f"the PRM's weights hold a head of {prm.outputs} outputs, its step format wants {head!r}")
     elif wanted is not None and prm.outputs is None:
         problems.append(f"the PRM's step format wants the head {head!r}, and its weights hold none")

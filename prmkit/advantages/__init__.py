@@ -1,6 +1,6 @@
 """Advantages: pure functions on tensors, with a critic (GAE) or relative to a group. Masks are True where it counts."""
 
-from prmkit.advantages.gae import Estimates, GAEConfig, TwoLevelEstimates, gae, two_level_gae
+from prmkit.advantages.critic import Estimates, GAEConfig, TwoLevelEstimates, gae, two_level_gae
 from prmkit.advantages.groups import (
     OUTCOME_METHODS,
     PROCESS_METHODS,

@@ -1,16 +1,19 @@
-"""The annotation methods by name."""
+"""The annotation methods by name; `register_annotation_method` adds to them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar
 
 from prmkit.annotation import math_shepherd, mips, omegaprm, traces
 from prmkit.annotation.counts import ProblemLabels
-from prmkit.errors import ConfigError
+from prmkit.errors import PluginError
+from prmkit.plugins import Catalogue
 
-__all__ = ["METHODS", "AnnotationMethod", "get_method"]
+__all__ = ["METHODS", "AnnotationMethod", "get_method", "register_annotation_method"]
+
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +30,54 @@ class AnnotationMethod:
     from_rows: bool = False
 
 
-METHODS = {
-    "omegaprm": AnnotationMethod(
-        omegaprm.OmegaPRMParams, omegaprm.annotate_problem, "binary search for first errors in a tree of rollouts"
-    ),
-    "math_shepherd": AnnotationMethod(
-        math_shepherd.MathShepherdParams, math_shepherd.annotate_problem, "rollouts from every step of wrong solutions"
-    ),
-    "mips": AnnotationMethod(mips.MiPSParams, mips.annotate_problem, "rollouts from every step of every solution"),
-    "traces": AnnotationMethod(
-        traces.TracesParams,
-        traces.annotate_problem,
-        "binary search in the solutions of `prm search` that its PRM believed",
-        from_rows=True,
-    ),
-}
+METHODS: Catalogue[AnnotationMethod] = Catalogue(
+    "annotation method",
+    {
+        "omegaprm": AnnotationMethod(
+            omegaprm.OmegaPRMParams, omegaprm.annotate_problem, "binary search for first errors in a tree of rollouts"
+        ),
+        "math_shepherd": AnnotationMethod(
+            math_shepherd.MathShepherdParams,
+            math_shepherd.annotate_problem,
+            "rollouts from every step of wrong solutions",
+        ),
+        "mips": AnnotationMethod(mips.MiPSParams, mips.annotate_problem, "rollouts from every step of every solution"),
+        "traces": AnnotationMethod(
+            traces.TracesParams,
+            traces.annotate_problem,
+            "binary search in the solutions of `prm search` that its PRM believed",
+            from_rows=True,
+        ),
+    },
+)
 
 
 def get_method(name: str) -> AnnotationMethod:
     """The method of a name. ConfigError for an unknown one."""
-    if name not in METHODS:
-        raise ConfigError("method", name, " | ".join(METHODS))
-    return METHODS[name]
+    return METHODS.find(name, "method")
+
+
+def register_annotation_method(name: str, params: type) -> Callable[[Made], Made]:
+    """Register a way to label steps: `prm annotate --method NAME`.
+
+    Decorates `async (problem, engine, grader, params, policy, budget) -> ProblemLabels`. The first line of its
+    docstring is its line in `--help`.
+
+    Args:
+        name: the method's name.
+        params: frozen dataclass of its settings, `sampling` (SamplingParams) and `seed` (int) among them.
+
+    Raises:
+        PluginError: the name is taken, or `params` is no such dataclass.
+    """
+
+    def register(annotate: Made) -> Made:
+        known = {field.name for field in fields(params)} if is_dataclass(params) else set()
+        if not {"sampling", "seed"} <= known:
+            accepted = "a frozen dataclass with the fields sampling and seed"
+            raise PluginError(f"annotation method {name!r}: params is {params!r}; accepted: {accepted}")
+        summary = (annotate.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+        METHODS.add(name, AnnotationMethod(params, annotate, summary), annotate)
+        return annotate
+
+    return register

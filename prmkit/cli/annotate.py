@@ -160,7 +160,7 @@ def run(argv: list[str]) -> int:
 
         return run_judge_command(argv)
     arguments, _ = expand_configs(expand_servers(argv))
-    method = peek(arguments, "method", AnnotateConfig.method)
+    method = METHODS.name_of(peek(arguments, "method", AnnotateConfig.method), "method")
     parse = parser(method)
     if wants_help(argv):
         methods = "\n".join(f"  {name:15}{entry.summary}" for name, entry in METHODS.items())
@@ -175,7 +175,7 @@ def run(argv: list[str]) -> int:
     task, split, problems, candidates = _problems(config, source)
     problems = shard_of(problems, config.shard)
     engine: EngineConfig = values["engine"]
-    folder, step_format = resolve_model(config.policy, config.policy_format, "policy", weights=engine.kind != "http")
+    folder, step_format = resolve_model(config.policy, config.policy_format, "policy", weights=engine.weights)
     content, computed = model_identity(config.policy, folder, engine)
     settings = {
         "policy_name": config.policy_name or config.policy,

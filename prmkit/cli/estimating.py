@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from prmkit.errors import ConfigError, DataError
+from prmkit.models.heads import class_of_head
 from prmkit.models.lora import LoraSpec
 from prmkit.models.policy import prepare_training
 from prmkit.models.source import ModelSource, from_config, load_tokenizer, make_config, read_config, resolve_source
@@ -114,11 +114,8 @@ def meta_model(source: ModelSource, step_format: Any, prm: bool) -> nn.Module:
     if prm:
         spec = StepFormat.load(folder) if step_format is None and folder is not None else None
         head = (spec or get_step_format(step_format or "plain")).prm.head
-    if head != "label_tokens":
-        config.num_labels = 2 if head == "token_head" else 1
-    auto = AutoModelForCausalLM if head == "label_tokens" else AutoModelForTokenClassification
     with torch.device("meta"):
-        model = from_config(auto, config, source)
+        model = from_config(class_of_head(head, config), config, source)
         made: nn.Module = prepare_training(model, source, None if head == "label_tokens" else model.score)
     return made
 

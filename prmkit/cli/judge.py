@@ -124,7 +124,7 @@ def _judge(config: JudgeConfig, values: Any, path: str) -> dict[str, Any]:
     name = str(config.prm or config.policy)
     which = "policy" if config.prm is None else "prm"
     where: EngineConfig | ScorerConfig = values["engine"] if config.prm is None else values["scorer"]
-    folder, step_format = resolve_model(name, getattr(config, f"{which}_format"), which, weights=where.kind != "http")
+    folder, step_format = resolve_model(name, getattr(config, f"{which}_format"), which, weights=where.weights)
     content, computed = model_identity(name, folder, where)
     settings = {
         "judge": content,

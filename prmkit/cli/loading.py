@@ -131,7 +131,9 @@ def model_identity(name: str, folder: Path, config: EngineConfig | ScorerConfig)
         EngineLostError: no server answers.
     """
     if config.kind != "http":
-        kind = {} if config.kind == "hf" else {"kind": config.kind}
+        kind: dict[str, Any] = {} if config.kind == "hf" else {"kind": config.kind}
+        if isinstance(config, EngineConfig) and config.options:
+            kind["options"] = config.options
         return fingerprint(folder), {**kind, "dtype": config.dtype}
     from prmkit.engines.factory import serve_identity, tokenizer_fingerprint
 

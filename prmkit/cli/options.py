@@ -18,8 +18,9 @@ from prmkit.cli.fit_settings import take_print_config
 from prmkit.cli.parsing import user_errors
 from prmkit.cli.signatures import Plain, Record, Setting, Signature, signature
 from prmkit.cli.yaml_text import load_config
-from prmkit.engines.config import ENGINE_KINDS, EngineConfig
+from prmkit.engines.config import ENGINES, EngineConfig
 from prmkit.errors import ConfigError, PrmkitError
+from prmkit.plugins import plugin_help
 from prmkit.scoring.config import ScorerConfig
 
 __all__ = [
@@ -47,7 +48,8 @@ class ProblemSource:
     """Which problems.
 
     Attributes:
-        task: accumulator, multistep_arithmetic, gsm8k, math, math500, bbh, jsonl or hub.
+        task: accumulator, multistep_arithmetic, gsm8k, math, math500, bbh, jsonl, hub, a task from a plugin, or
+            module:attribute.
         data: file or folder of the tasks that read one; null takes the set of that name from the hub.
         split: one of the task's splits; null takes the command's usual one.
         offset: number of the first problem, from 0.
@@ -167,8 +169,7 @@ def expand_servers(argv: Sequence[str]) -> list[str]:
         if not value or value.startswith("--"):
             raise ConfigError(flag.lstrip("-"), value, "a value behind it")
         if flag == "--engine":
-            if value not in ENGINE_KINDS:
-                raise ConfigError("engine", value, " | ".join(ENGINE_KINDS))
+            value = ENGINES.name_of(value, "engine")
             arguments.append(f"--engine.kind={value}")
         elif flag in _SHORT:
             arguments.append(f"{_SHORT[flag]}={value}")
@@ -182,8 +183,8 @@ def expand_servers(argv: Sequence[str]) -> list[str]:
 
 
 def print_help(parser: Any, summary: str, *more: str) -> None:
-    """Print what a command does, its options, and what is to be said behind them."""
-    print(f"{summary[0].upper()}{summary[1:]}.\n\n{parser.format_help()}{''.join(more)}")
+    """Print what a command does, its options, what is to be said after them, and what plugins add."""
+    print(f"{summary[0].upper()}{summary[1:]}.\n\n{parser.format_help()}{''.join(more)}{plugin_help()}")
 
 
 def wants_help(argv: Sequence[str]) -> bool:

@@ -231,13 +231,15 @@ class SearchJob:
 def method_list(value: str | Sequence[str]) -> tuple[str, ...]:
     """Names of methods from a list, or from text with commas (or brackets, as a list looks when it is printed).
 
+    A method given as `module:attribute` is called by the name that it was registered under.
+
     Raises:
         ConfigError: none, the same one twice, or an unknown one.
     """
     texts = value.strip("[]").split(",") if isinstance(value, str) else value
-    names = tuple(text.strip(" '\"") for text in texts)
+    names = tuple(METHODS.name_of(text.strip(" '\""), "method") for text in texts)
     for name in names:
-        if name not in METHODS or names.count(name) > 1:
+        if names.count(name) > 1:
             raise ConfigError("method", name, f"different ones of {' | '.join(METHODS)}, separated by commas")
     return names
 
@@ -410,7 +412,7 @@ def _resolve(config: SearchConfig, values: Any) -> dict[str, tuple[Path, StepFor
     models: dict[str, tuple[Path, StepFormat]] = {}
     for name, path in _named_models(config):
         option = name.partition(".")[0]
-        here = _computed_by(name, values).kind != "http"
+        here = _computed_by(name, values).weights
         models[name] = resolve_model(path, getattr(config, f"{option}_format"), option, weights=here)
         ours, theirs = models["policy"][1].policy.separator, models[name][1].policy.separator
         if ours != theirs:

@@ -5,15 +5,70 @@ Plain records, checked when they are made; nothing here reads files, opens conne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from prmkit.errors import ConfigError
+from prmkit.plugins import Catalogue
+from prmkit.types import Engine
 
-__all__ = ["ENGINE_KINDS", "EngineConfig", "HttpConfig", "HttpEngineConfig"]
+__all__ = [
+    "ENGINES",
+    "EngineConfig",
+    "EngineKind",
+    "EngineName",
+    "HttpConfig",
+    "HttpEngineConfig",
+    "register_engine",
+]
 
-ENGINE_KINDS = ("hf", "http", "vllm")
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """A kind of engine.
+
+    Attributes:
+        open: opens one, with the arguments of `prmkit.engines.factory.open_engine`; text `module:attribute` stands for
+            a function of this package that is imported on use.
+        weights: it computes with the weights of the policy's folder; otherwise tokenizer and step format are enough.
+    """
+
+    open: str | Callable[..., Engine]
+    weights: bool = True
+
+
+ENGINES: Catalogue[EngineKind] = Catalogue(
+    "engine",
+    {
+        "hf": EngineKind("prmkit.engines.factory:open_hf"),
+        "http": EngineKind("prmkit.engines.factory:open_http", weights=False),
+        "vllm": EngineKind("prmkit.engines.factory:open_vllm"),
+    },
+)
+EngineName = Annotated[str, ENGINES]
+_BUILT_IN = ENGINES.known
+
+Made = TypeVar("Made", bound=Callable[..., Any])
+
+
+def register_engine(name: str, *, weights: bool = True) -> Callable[[Made], Made]:
+    """Register an engine that samples for `prm annotate` and `prm search`: `--engine NAME`, `engine.kind: NAME`.
+
+    Decorates `(config, folder, step_format, stack, *, logprobs) -> prmkit.types.Engine`, see
+    `prmkit.engines.factory.open_engine`; its settings are the mapping `config.options`.
+
+    Args:
+        name: the engine's name.
+        weights: it computes with the weights of the policy's folder; otherwise tokenizer and step format are enough.
+    """
+
+    def register(make: Made) -> Made:
+        ENGINES.add(name, EngineKind(make, weights), make)
+        return make
+
+    return register
 
 
 @dataclass(frozen=True)
@@ -89,7 +144,8 @@ class EngineConfig:
     """Where and how the policy computes.
 
     Attributes:
-        kind: hf computes in this process, http asks servers (see http), vllm runs vLLM in this process (see vllm).
+        kind: hf computes in this process, http asks servers (see http), vllm runs vLLM in this process (see vllm);
+            engines registered from outside have names of their own (see options).
         max_rows: of hf: samples decoded together at most; at least 1.
         cache_tokens: of hf: tokens of prefixes whose keys and values are kept; 0 keeps none.
         dtype: of hf and vllm: type of the weights.
@@ -97,21 +153,32 @@ class EngineConfig:
             place.
         http: how the servers are reached.
         vllm: options of vLLM, by name, e.g. {gpu_memory_utilization: 0.4, tensor_parallel_size: 2}.
+        options: settings of an engine registered from outside, by name.
     """
 
-    kind: Literal["hf", "http", "vllm"] = "hf"
+    kind: EngineName = "hf"
     max_rows: int = 128
     cache_tokens: int = 65536
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     http: HttpEngineConfig = field(default_factory=HttpEngineConfig)
     vllm: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", ENGINES.name_of(self.kind, "engine.kind"))
+        if self.options and self.kind in _BUILT_IN:
+            raise ConfigError("engine.options", self.options, f"nothing with the engine {self.kind}")
         if self.kind == "http" and not self.http.endpoints:
             raise ConfigError(
                 "engine.http.endpoints", [], "at least one server's address", "Give --endpoint http://HOST:PORT."
             )
+
+
+    @property
+    def weights(self) -> bool:
+        """True if the engine computes with the weights of the policy's folder."""
+        return ENGINES[self.kind].weights
 
 
 def base_url(url: str) -> str:

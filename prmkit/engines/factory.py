@@ -1,4 +1,4 @@
-"""Engines by name: the one place where `engine.kind` is looked at.
+"""Engines by name: what `engine.kind` stands for is opened here.
 
 `vllm` is built by `prmkit.engines.vllm.open_vllm_engine`, imported when it is asked for. It has this interface:
 
@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prmkit.ends import model_end_ids
-from prmkit.engines.config import EngineConfig, HttpConfig
+from prmkit.engines.config import ENGINES, EngineConfig, HttpConfig
 from prmkit.errors import ConfigError, MissingDependencyError
+from prmkit.plugins import import_attribute
 from prmkit.steps import StepFormat
 from prmkit.types import Engine
 
@@ -33,7 +34,15 @@ if TYPE_CHECKING:
     from prmkit.engines.hf import HFEngine
     from prmkit.engines.http import HTTPEngine
 
-__all__ = ["open_engine", "serve_identity", "tokenizer_fingerprint", "torch_device"]
+__all__ = [
+    "open_engine",
+    "open_hf",
+    "open_http",
+    "open_vllm",
+    "serve_identity",
+    "tokenizer_fingerprint",
+    "torch_device",
+]
 
 _TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 
@@ -55,17 +64,17 @@ def open_engine(
         EngineLostError: kind http, and no server answers or one does not do what it is asked.
         MissingDependencyError: kind vllm, and it is not installed, or not in a supported version.
     """
-    match config.kind:
-        case "hf":
-            return _open_hf(config, folder, step_format)
-        case "http":
-            return stack.enter_context(_open_http(config, folder, step_format, logprobs))
-        case "vllm":
-            return _open_vllm(config, folder, step_format, stack, logprobs)
-    raise ConfigError("engine.kind", config.kind, "hf | http | vllm")
+    opener = ENGINES[config.kind].open
+    make = import_attribute(opener, "engine.kind") if isinstance(opener, str) else opener
+    engine: Engine = make(config, folder, step_format, stack, logprobs=logprobs)
+    return engine
 
 
-def _open_hf(config: EngineConfig, folder: Path, step_format: StepFormat) -> HFEngine:
+def open_hf(
+    config: EngineConfig, folder: Path, step_format: StepFormat, stack: ExitStack, *, logprobs: bool
+) -> HFEngine:
+    """The in-process engine. It has nothing to close, and gives log-probabilities anyway."""
+    del stack, logprobs
     from prmkit.engines.hf import HFEngine
     from prmkit.models import load_policy
 
@@ -79,14 +88,21 @@ def _open_hf(config: EngineConfig, folder: Path, step_format: StepFormat) -> HFE
     )
 
 
-def _open_http(config: EngineConfig, folder: Path, step_format: StepFormat, logprobs: bool) -> HTTPEngine:
+def open_http(
+    config: EngineConfig, folder: Path, step_format: StepFormat, stack: ExitStack, *, logprobs: bool
+) -> HTTPEngine:
+    """The engine that asks servers."""
     from prmkit.engines.http import HTTPEngine
     from prmkit.models.source import read_tokenizer
 
-    return HTTPEngine(config.http, step_format.bind(read_tokenizer(folder), model_end_ids(folder)), logprobs=logprobs)
+    bound = step_format.bind(read_tokenizer(folder), model_end_ids(folder))
+    return stack.enter_context(HTTPEngine(config.http, bound, logprobs=logprobs))
 
 
-def _open_vllm(config: EngineConfig, folder: Path, step_format: StepFormat, stack: ExitStack, logprobs: bool) -> Engine:
+def open_vllm(
+    config: EngineConfig, folder: Path, step_format: StepFormat, stack: ExitStack, *, logprobs: bool
+) -> Engine:
+    """vLLM in this process."""
     try:
         module: Any = importlib.import_module("prmkit.engines.vllm")
     except ModuleNotFoundError as error:

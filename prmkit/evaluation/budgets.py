@@ -11,26 +11,19 @@ it is spent. Those that fix their width beforehand take what it pays for, B over
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prmkit.errors import ConfigError
-from prmkit.search.beam import BeamParams
-from prmkit.search.best_of_n import BestOfNParams, CoTParams
 from prmkit.search.budget import BudgetLimits
 from prmkit.search.compute_optimal import ComputeOptimalParams, MethodChoice
-from prmkit.search.mcts import MCTSParams
-from prmkit.search.methods import make_method, make_params
-from prmkit.search.rebase import RebaseParams
-from prmkit.search.rstar import RStarParams
+from prmkit.search.methods import METHODS, make_method, resize
 from prmkit.search.runner import Searcher
 from prmkit.types import Engine, Grader, SamplingParams, StepScorer
 
-__all__ = ["BudgetPlan", "BudgetUnit", "PlannedSearch", "make_searchers", "plan_searches", "resize", "share_sampling"]
+__all__ = ["BudgetPlan", "BudgetUnit", "PlannedSearch", "make_searchers", "plan_searches", "share_sampling"]
 
 BudgetUnit = Literal["samples", "tokens"]
-
-_SIMULATIONS = 4  # a sample's worth of tokens pays for fewer, unless the tree has nothing new to give
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +91,8 @@ def plan_searches(
         limits: further ones, for every search.
 
     Raises:
-        ConfigError: limits that the plan sets itself, or parameters that a budget makes impossible.
+        ConfigError: limits that the plan sets itself, a method that no budget can size (`resize`), or parameters that
+            a budget makes impossible.
     """
     limits = limits or BudgetLimits()
     if plan.budgets and limits.generated_tokens is not None:
@@ -107,53 +101,18 @@ def plan_searches(
         )
     planned = []
     for name, params in methods.items():
-        if not plan.budgets or isinstance(params, CoTParams):
+        if not plan.budgets or METHODS[name].size == "one":
             planned.append(PlannedSearch(name, name, None, params, limits))
             continue
         for budget in sorted(plan.budgets):
             longest = params.sampling.max_tokens
             if plan.unit == "samples":
-                sized, tokens = resize(params, budget), budget * longest
+                sized, tokens = resize(name, params, budget), budget * longest
             else:
                 usual = plan.tokens_per_sample or longest
-                sized, tokens = resize(params, max(1, budget // usual), until_spent=budget), budget
+                sized, tokens = resize(name, params, max(1, budget // usual), until_spent=budget), budget
             planned.append(PlannedSearch(name, name, budget, sized, replace(limits, generated_tokens=tokens)))
     return tuple(planned)
-
-
-def resize(params: Any, n: int, until_spent: int | None = None) -> Any:
-    """A method's parameters for a budget of n samples.
-
-    Beam search and DVTS round n down to a multiple of their width, and are at most n wide. Compute-optimal search
-    spends a quarter of n on probes, at least 1 and at most what its parameters say, and the rest on the chosen method.
-
-    Args:
-        params: of any method.
-        n: at least 1.
-        until_spent: tokens that methods which can stop at any time may spend; None sizes these by n too.
-    """
-    match params:
-        case BestOfNParams():
-            return replace(params, n=until_spent or n)
-        case RebaseParams():
-            return replace(params, n=n)
-        case BeamParams():
-            width = min(params.width, n)
-            return replace(params, width=width, n=n // width * width)
-        case MCTSParams() | RStarParams():
-            return replace(params, simulations=_SIMULATIONS * n if until_spent else n)
-        case ComputeOptimalParams():
-            probes = min(params.probes, max(1, n // 4))
-            rest = max(1, n - probes)
-            choices = tuple(_resized_choice(choice, rest, until_spent) for choice in params.methods)
-            return replace(params, probes=probes, methods=choices)
-        case _:
-            return params
-
-
-def _resized_choice(choice: MethodChoice, n: int, until_spent: int | None) -> MethodChoice:
-    sized = resize(make_params(choice.method, choice.params), n, until_spent)
-    return MethodChoice(choice.method, {field.name: getattr(sized, field.name) for field in fields(sized)})
 
 
 def make_searchers(

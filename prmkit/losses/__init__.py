@@ -2,14 +2,12 @@
 
 from prmkit.losses.implicit import ImplicitLossOutput, implicit_prm_loss
 from prmkit.losses.kl import KL_ESTIMATORS, KLEstimator, categorical_kl, entropy_loss, kl_loss, kl_terms
-from prmkit.losses.normalise import normalise, window_total
+from prmkit.losses.normalising import normalise, window_total
 from prmkit.losses.output import LossOutput, MetricSum
 from prmkit.losses.policy import (
     LOG_RATIO_LIMIT,
-    POLICY_LOSSES,
     REDUCTIONS,
     PolicyLossConfig,
-    PolicyLossKind,
     PolicyLossOutput,
     Reduction,
     RowWeights,
@@ -33,8 +31,6 @@ from prmkit.losses.preference import (
     preference_loss,
 )
 from prmkit.losses.prm import (
-    PRM_LOSSES,
-    PRMLossKind,
     hard_cross_entropy,
     log_odds,
     mean_squared_error,
@@ -49,9 +45,7 @@ __all__ = [
     "CHUNK_LOGITS",
     "KL_ESTIMATORS",
     "LOG_RATIO_LIMIT",
-    "POLICY_LOSSES",
     "PREFERENCE_LOSSES",
-    "PRM_LOSSES",
     "REDUCTIONS",
     "Correction",
     "CorrectionConfig",
@@ -59,9 +53,7 @@ __all__ = [
     "KLEstimator",
     "LossOutput",
     "MetricSum",
-    "PRMLossKind",
     "PolicyLossConfig",
-    "PolicyLossKind",
     "PolicyLossOutput",
     "PreferenceConfig",
     "PreferenceLossKind",

@@ -1,9 +1,9 @@
 """Losses of policy optimisation on the tokens of sampled solutions: clipped surrogates, CISPO, GSPO.
 
 Everything is per token, [B, T], one row a solution. A loss returns a weighted sum and a count, and figures for the logs
-as sums; `prmkit.losses.normalise` divides by the count over all micro-batches and ranks. What is divided by what is the
-reduction (`row_weights`): it needs nothing from other micro-batches but, for "group", the tokens and rows of a row's
-whole group, which whoever makes the batch knows.
+as sums; `prmkit.losses.normalising` divides by the count over all micro-batches and ranks. What is divided by what is
+the reduction (`row_weights`): it needs nothing from other micro-batches but, for "group", the tokens and rows of a
+row's whole group, which whoever makes the batch knows.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from torch import Tensor
 
 from prmkit.errors import ConfigError, DataError
 from prmkit.losses.output import LossOutput, MetricSum
+from prmkit.plugins import POLICY_LOSSES, PolicyLossName
 
 __all__ = [
     "LOG_RATIO_LIMIT",
-    "POLICY_LOSSES",
     "REDUCTIONS",
     "PolicyLossConfig",
-    "PolicyLossKind",
     "PolicyLossOutput",
     "Reduction",
     "RowWeights",
+    "cispo_loss",
     "cispo_terms",
+    "clip_loss",
     "clipped_terms",
     "group_totals",
     "importance_ratio",
@@ -36,9 +37,7 @@ __all__ = [
     "weighted_sum",
 ]
 
-PolicyLossKind = Literal["clip", "cispo"]
 Reduction = Literal["token", "sequence", "group", "constant"]
-POLICY_LOSSES: tuple[PolicyLossKind, ...] = get_args(PolicyLossKind)
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 LOG_RATIO_LIMIT = 20.0
@@ -54,7 +53,8 @@ class PolicyLossConfig:
     "token". PPO: the defaults.
 
     Attributes:
-        kind: "clip" (`clipped_terms`) or "cispo" (`cispo_terms`).
+        kind: "clip" (`clipped_terms`), "cispo" (`cispo_terms`), or a loss registered from outside
+            (`prmkit.plugins.register_loss`).
         ratio: of "token" probabilities, or one for the "sequence" (GSPO).
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; 0 <= clip_low <= 1, clip_high >= 0.
         dual_clip: bound above 1 on the loss of tokens with a negative advantage, in units of -advantage; 3 is usual.
@@ -64,7 +64,7 @@ class PolicyLossConfig:
         max_tokens: the constant length of "constant", at least 1; None otherwise.
     """
 
-    kind: PolicyLossKind = "clip"
+    kind: PolicyLossName = "clip"
     ratio: Literal["token", "sequence"] = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -73,7 +73,8 @@ class PolicyLossConfig:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        choices = {"kind": POLICY_LOSSES, "ratio": ("token", "sequence"), "reduction": REDUCTIONS}
+        POLICY_LOSSES.name_of(self.kind, "policy_loss.kind")
+        choices = {"ratio": ("token", "sequence"), "reduction": REDUCTIONS}
         for name, accepted in choices.items():
             if getattr(self, name) not in accepted:
                 raise ConfigError(f"policy_loss.{name}", getattr(self, name), " | ".join(accepted))
@@ -236,6 +237,17 @@ def cispo_terms(
     return -ratio.detach().clamp(1.0 - clip_low, 1.0 + clip_high) * advantages * logprobs.float()
 
 
+def clip_loss(logprobs: Tensor, ratio: Tensor, advantages: Tensor, config: PolicyLossConfig) -> Tensor:
+    """The loss "clip" of POLICY_LOSSES: `clipped_terms` with the bounds of a configuration, [B, T]."""
+    del logprobs
+    return clipped_terms(ratio, advantages, config.clip_low, config.clip_high, config.dual_clip)
+
+
+def cispo_loss(logprobs: Tensor, ratio: Tensor, advantages: Tensor, config: PolicyLossConfig) -> Tensor:
+    """The loss "cispo" of POLICY_LOSSES: `cispo_terms` with the bounds of a configuration, [B, T]."""
+    return cispo_terms(logprobs, ratio, advantages, config.clip_low, config.clip_high)
+
+
 def policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -267,10 +279,9 @@ def policy_loss(
     safe_new = torch.where(mask, logprobs.float(), 0.0)
     advantages = torch.where(mask, advantages.detach().float(), 0.0)
     ratio = importance_ratio(safe_new, safe_old, mask, config.ratio)
-    if config.kind == "cispo":
-        terms = cispo_terms(safe_new, ratio, advantages, config.clip_low, config.clip_high)
-    else:
-        terms = clipped_terms(ratio, advantages, config.clip_low, config.clip_high, config.dual_clip)
+    terms = POLICY_LOSSES.find(config.kind, "policy_loss.kind")(safe_new, ratio, advantages, config)
+    if terms.shape != ratio.shape:
+        raise DataError(f"policy loss {config.kind!r} gave terms {list(terms.shape)} for tokens {list(ratio.shape)}")
     if correction is not None:
         terms = terms * torch.where(mask, correction.detach().float(), 0.0)
     rows = row_weights(

@@ -2,23 +2,22 @@
 
 All work on the log-odds z of a step being right, with p = sigmoid(z): a two-way head gives z = z_right - z_wrong (its
 softmax is then p), a scalar head gives z itself. So one formula serves every head. All return sums in float32 and
-counts; `prmkit.losses.normalise` divides. Targets are floats in [0, 1] and stay floats.
+counts; `prmkit.losses.normalising` divides. Targets are floats in [0, 1] and stay floats.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import inspect
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from prmkit.errors import ConfigError, DataError
+from prmkit.errors import DataError
 from prmkit.losses.output import LossOutput
+from prmkit.plugins import PRM_LOSSES
 
 __all__ = [
-    "PRM_LOSSES",
-    "PRMLossKind",
     "hard_cross_entropy",
     "log_odds",
     "mean_squared_error",
@@ -26,8 +25,6 @@ __all__ = [
     "soft_cross_entropy",
     "step_loss",
 ]
-
-PRMLossKind = Literal["hard", "soft", "mse", "pairwise"]
 
 
 def log_odds(logits: Tensor) -> Tensor:
@@ -112,25 +109,18 @@ def pairwise(logits: Tensor, targets: Tensor, pairs: Tensor) -> LossOutput:
     return LossOutput.of(loss, len(pairs))
 
 
-PRM_LOSSES = ("hard", "soft", "mse", "pairwise")
-
-
 def step_loss(kind: str, logits: Tensor, targets: Tensor, pairs: Tensor | None = None) -> LossOutput:
-    """The loss of a kind in PRM_LOSSES; see there for arguments. `pairs` is for "pairwise" only.
+    """The loss of a kind in `prmkit.plugins.PRM_LOSSES`; see there for arguments. `pairs` goes to losses that take it.
 
     Raises:
         ConfigError: unknown kind.
         DataError: "pairwise" without pairs.
     """
-    match kind:
-        case "hard":
-            return hard_cross_entropy(logits, targets)
-        case "soft":
-            return soft_cross_entropy(logits, targets)
-        case "mse":
-            return mean_squared_error(logits, targets)
-        case "pairwise":
-            if pairs is None:
-                raise DataError('loss "pairwise" needs batches with pairs of steps; the data module gives none')
-            return pairwise(logits, targets, pairs)
-    raise ConfigError("loss", kind, " | ".join(PRM_LOSSES))
+    loss = PRM_LOSSES.find(kind, "loss")
+    if "pairs" not in inspect.signature(loss).parameters:
+        output: LossOutput = loss(logits, targets)
+        return output
+    if pairs is None:
+        raise DataError(f'loss "{kind}" needs batches with pairs of steps; the data module gives none')
+    output = loss(logits, targets, pairs)
+    return output

@@ -6,6 +6,7 @@
 | token_head | AutoModelForTokenClassification, 2 labels | `score.weight`, `score.bias` |
 | token_head | Qwen2ForProcessRewardModel (below) | `score.0.*`, `score.2.*` |
 | scalar | AutoModelForTokenClassification, 1 label | `score.*`, read also from trl's `v_head.summary.*` |
+| registered from outside | a subclass of the decoder's token classifier (`_own_class`) | `score.*` |
 """
 
 from __future__ import annotations
@@ -15,16 +16,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, Qwen2ForTokenClassification
+from transformers import (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    Qwen2ForTokenClassification,
+)
 from transformers.models.qwen2 import Qwen2Config
 
 from prmkit.errors import StepFormatError
+from prmkit.plugins import HEADS, Head
 from prmkit.weights import head_outputs
 
-__all__ = ["HeadPlan", "Qwen2ForProcessRewardModel", "plan_head"]
+__all__ = ["HeadPlan", "Qwen2ForProcessRewardModel", "class_of_head", "plan_head"]
 
-_OUTPUTS = {"token_head": 2, "scalar": 1}
 _NEW_HEAD = ("score.",)
 # trl and Skywork wrap a causal language model; its own name comes first, then the decoder's.
 _VALUE_HEAD_NAMES = {r"^pretrained_model\.": "", r"^v_head\.summary\.": "score."}
@@ -77,14 +86,15 @@ def plan_head(kind: str, shapes: Mapping[str, tuple[int, ...]], folder: Path) ->
     Raises:
         StepFormatError: the folder holds the head of another kind.
     """
+    head = HEADS.find(kind, "step_format.prm.head")
+    if head.make is not None:
+        return _own_plan(kind, head, shapes, folder)
     found = head_outputs(shapes)
-    wanted = _OUTPUTS.get(kind)
-    if found is not None and found != wanted:
-        held = next((k for k, n in _OUTPUTS.items() if n == found), f"a head of {found} outputs")
-        raise StepFormatError(
-            f"{folder}: step_format.prm.head is {kind!r}, but the folder holds {held!r}. Give the step format that "
-            f"the model was trained with."
-        )
+    wanted = head.outputs
+    strange = found is None and any(name.startswith(_NEW_HEAD) for name in shapes)
+    if strange or (found is not None and found != wanted):
+        held = next((k for k, n in {"token_head": 2, "scalar": 1}.items() if n == found), "a head of another kind")
+        raise StepFormatError(_wrong_head(folder, kind, held))
     if kind == "label_tokens":
         return HeadPlan(AutoModelForCausalLM)
     if "score.0.weight" in shapes:
@@ -96,5 +106,64 @@ def plan_head(kind: str, shapes: Mapping[str, tuple[int, ...]], folder: Path) ->
     return HeadPlan(AutoModelForTokenClassification, config, renamed, _NEW_HEAD if found is None else ())
 
 
+def class_of_head(kind: str, config: PretrainedConfig) -> Any:
+    """The transformers class, with `from_config`, of a model with a head of a kind; sets what the head needs in the
+    configuration. Errors as in `plan_head`."""
+    head = HEADS.find(kind, "step_format.prm.head")
+    if head.outputs is None:
+        return AutoModelForCausalLM
+    config.num_labels = head.outputs
+    return AutoModelForTokenClassification if head.make is None else _own_class(kind, head, config)
+
+
 def _has_bias(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     return "score.bias" in shapes or "v_head.summary.bias" in shapes
+
+
+def _wrong_head(folder: Path, kind: str, held: str) -> str:
+    return (
+        f"{folder}: step_format.prm.head is {kind!r}, but the folder holds {held!r}. Give the step format that the "
+        f"model was trained with."
+    )
+
+
+# -- heads from outside -----------------------------------------------------------------------------------------------
+
+
+def _own_class(kind: str, head: Head, config: PretrainedConfig) -> Any:
+    """The decoder's token classifier with a registered head in the place of its own, as a class of transformers.
+
+    Raises:
+        StepFormatError: transformers has no token classifier with this decoder.
+    """
+    base = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(type(config), None)
+    if base is None:
+        raise StepFormatError(f"step_format.prm.head: transformers has no token classifier of {config.model_type!r}")
+    make, outputs = head.make, head.outputs
+    assert make is not None
+
+    def __init__(self: Any, config: PretrainedConfig) -> None:
+        config.num_labels = outputs
+        base.__init__(self, config)
+        self.score = make(config)
+        self.post_init()
+
+    def from_config(cls: Any, config: PretrainedConfig, *, trust_remote_code: bool = False, **options: Any) -> Any:
+        del trust_remote_code  # as in the Auto classes; there is none here
+        return cls._from_config(config, **options)
+
+    word = HEADS.name_of(kind, "step_format.prm.head").title().replace("_", "")
+    name = f"{base.__name__.removesuffix('ForTokenClassification')}{word}ForPrmModel"
+    return type(name, (base,), {"__init__": __init__, "from_config": classmethod(from_config), "__module__": __name__})
+
+
+def _own_plan(kind: str, head: Head, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> HeadPlan:
+    """The same for a registered head: the folder holds all of its weights, or none and no other head."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    assert head.make is not None
+    with torch.device("meta"):
+        wanted = {f"score.{name}": tuple(value.shape) for name, value in head.make(config).state_dict().items()}
+    held = {name: shape for name, shape in shapes.items() if name.startswith((*_NEW_HEAD, "v_head."))}
+    if held and held != wanted:
+        raise StepFormatError(_wrong_head(folder, kind, "a head of another kind"))
+    return HeadPlan(_own_class(kind, head, config), new=() if held else _NEW_HEAD)

@@ -13,12 +13,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from prmkit.ends import model_end_ids
+from prmkit.errors import DataError
 from prmkit.losses.prm import log_odds
 from prmkit.models.folders import ModelCard, atomic_folder, resolve_folder
-from prmkit.models.heads import plan_head
+from prmkit.models.heads import class_of_head, plan_head
 from prmkit.models.lora import merged_state_dict
 from prmkit.models.policy import checked_lm_head, hidden_states, prepare_training, read_model
 from prmkit.models.sharding import writes
@@ -33,6 +34,7 @@ from prmkit.models.source import (
     to_dtype,
     write_tokenizer,
 )
+from prmkit.plugins import HEADS
 from prmkit.steps import BoundStepFormat, StepFormat
 from prmkit.weights import check_weights
 
@@ -127,9 +129,17 @@ class PRMModel(nn.Module):
 
         Returns:
             [N, 2] as (wrong, right) for label tokens and token heads, [N, 1] for scalar heads.
+
+        Raises:
+            DataError: a head from outside gives another shape.
         """
         if self.format.label_ids is None:
-            return cast(Tensor, self.model.score(hidden)).float()
+            logits = cast(Tensor, self.model.score(hidden)).float()
+            outputs = HEADS[self.format.spec.prm.head].outputs
+            if logits.shape != (len(hidden), outputs):
+                name = self.format.spec.prm.head
+                raise DataError(f"PRM head {name!r} gave logits {list(logits.shape)}, not [{len(hidden)}, {outputs}]")
+            return logits
         head = self.model.get_output_embeddings()
         ids = torch.tensor(self.format.label_ids, device=hidden.device)
         bias = None if head.bias is None else head.bias[ids].float()
@@ -160,7 +170,7 @@ class PRMModel(nn.Module):
 
 def _name_labels(config: PretrainedConfig, head: str) -> None:
     """Say in a configuration what the outputs of a head of its own are; LABEL_0 and LABEL_1 say nothing."""
-    labels = {"token_head": ("wrong", "right"), "scalar": ("right",)}.get(head)
+    labels = {2: ("wrong", "right"), 1: ("right",)}.get(HEADS[head].outputs or 0)
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: number for number, label in enumerate(labels)}
@@ -176,11 +186,9 @@ def build_prm(source: ModelSource, step_format: BoundStepFormat) -> PRMModel:
     if source.path is not None:
         folder, level = resolve_source(source), logging.INFO  # a new head is what a first training begins with
         model = _read(folder, step_format, source.dtype, source.attn_implementation, source.seed, level)
-    elif head_kind == "label_tokens":
-        model = from_config(AutoModelForCausalLM, make_config(source, step_format.tokenizer), source)
     else:
-        config = make_config(source, step_format.tokenizer, num_labels=2 if head_kind == "token_head" else 1)
-        model = from_config(AutoModelForTokenClassification, config, source)
+        config = make_config(source, step_format.tokenizer)
+        model = from_config(class_of_head(head_kind, config), config, source)
     prm = PRMModel(model, step_format)
     prepare_training(model, source, head=None if head_kind == "label_tokens" else model.score)
     return prm.train()

@@ -32,10 +32,9 @@ from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.io import read_json
 from prmkit.models.folders import resolve_folder
 from prmkit.models.lora import LoraSpec
-from prmkit.tasks import get_task
+from prmkit.tasks import TASKS, get_task
 
 __all__ = [
-    "BUILT_IN_TOKENIZERS",
     "DTYPES",
     "ModelSource",
     "check_vocabulary",
@@ -59,7 +58,6 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-BUILT_IN_TOKENIZERS = ("accumulator", "multistep_arithmetic")
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ class ModelSource:
         path: model folder or hub name ("org/model"); only safetensors are read, remote code is never run.
         config: fields of a transformers configuration, `model_type` among them, e.g. {"model_type": "qwen2",
             "hidden_size": 128, ...}. The vocabulary size and special ids default to the tokenizer's.
-        tokenizer: folder or hub name of a tokenizer, or the name of a built-in task, whose tokenizer is taken. None is
-            the one in `path`; needed with `config`.
+        tokenizer: folder or hub name of a tokenizer, or the name of a task that has one (accumulator,
+            multistep_arithmetic). None is the one in `path`; needed with `config`.
         seed: of random weights: all of them with `config`, new heads and adapters with `path`.
         dtype: type of the weights. Mixed precision is the trainer's matter and wants float32 here.
         attn_implementation: "sdpa", "eager", "flash_attention_2", ...; None leaves the choice to transformers.
@@ -123,7 +121,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     """
     name = source.tokenizer if source.tokenizer is not None else source.path
     assert name is not None  # ModelSource checks it
-    if name in BUILT_IN_TOKENIZERS and not Path(name).is_dir():
+    if not Path(name).is_dir() and name in TASKS and hasattr(TASKS[name], "tokenizer"):
         return get_task(name).tokenizer()  # type: ignore[attr-defined]
     return read_tokenizer(name)
 

@@ -1,6 +1,9 @@
-"""Rewards of traces, as parts that are mixed: what RL maximises. Framework-free, over whole batches of traces."""
+"""Rewards of traces, as parts that are mixed: what RL maximises. Framework-free, over whole batches of traces.
 
-from prmkit.rewards.config import RewardsConfig, build_rewards
+`register_reward` adds a part from outside.
+"""
+
+from prmkit.rewards.config import REWARDS, RewardContext, RewardsConfig, WeightConfig, build_rewards, register_reward
 from prmkit.rewards.mixture import BatchRewards, RewardMixture, RewardSum, WeightedPart
 from prmkit.rewards.outcome import (
     FormatConfig,
@@ -16,6 +19,7 @@ from prmkit.rewards.tokens import ImplicitConfig, ImplicitReward, KLConfig, KLRe
 
 __all__ = [
     "PROCESS_FORMS",
+    "REWARDS",
     "BatchRewards",
     "FormatConfig",
     "FormatReward",
@@ -31,13 +35,16 @@ __all__ = [
     "ProcessForm",
     "ProcessReward",
     "Reward",
+    "RewardContext",
     "RewardInput",
     "RewardMixture",
     "RewardPart",
     "RewardSum",
     "RewardsConfig",
+    "WeightConfig",
     "WeightedPart",
     "build_rewards",
+    "register_reward",
     "step_ends",
     "step_rewards",
     "token_rewards",

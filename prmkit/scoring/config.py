@@ -51,3 +51,8 @@ class ScorerConfig:
             raise ConfigError(
                 "scorer.http.endpoints", [], "at least one server's address", "Give --prm_endpoint http://HOST:PORT."
             )
+
+    @property
+    def weights(self) -> bool:
+        """True if the scorer computes with the weights of the PRM's folder."""
+        return self.kind == "hf"

@@ -28,12 +28,10 @@ class BeamParams(StepwiseParams):
         lookahead: greedy steps written behind a candidate, whose scores rank it; 0 ranks it by its own.
         merge_equal: equal candidates share one place in the beam, and a step that the policy seldom writes is gone on
             from as much as one that it always writes. If false every sample takes a place, so that a step keeps as many
-            as it was drawn, and cannot fill the beam by its score alone: wide beams are misled less. Only beam search
-            reads it; DVTS's trees are independent anyway.
+            as it was drawn, and cannot fill the beam by its score alone: wide beams are misled less.
         max_children: so many next steps of one beam are kept at most (maximum candidates per node, Freitag and
             Al-Onaizan, arXiv 1702.01806); at least 1, null keeps all that rank high enough, which is plain beam search.
-            A mistake that scores high takes at most this many times as many places in every round. DVTS, which keeps
-            one, does not read it.
+            A mistake that scores high takes at most this many times as many places in every round.
     """
 
     n: int = 16

@@ -3,18 +3,47 @@ with open models")."""
 
 from __future__ import annotations
 
-from prmkit.search.beam import BeamParams, rank
+from dataclasses import dataclass
+
+from prmkit.aggregate import AGGREGATIONS, Aggregation
+from prmkit.errors import ConfigError
+from prmkit.search.beam import rank
 from prmkit.search.budget import Budget
-from prmkit.search.explorer import Explorer
+from prmkit.search.explorer import Explorer, StepwiseParams, check_at_least
 from prmkit.search.result import SearchResult
 from prmkit.search.tree import Node, distinct
 from prmkit.types import Engine, Problem, StepScorer
 
-__all__ = ["dvts"]
+__all__ = ["DVTSParams", "dvts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DVTSParams(StepwiseParams):
+    """How many trees, and how wide; with the fields of StepwiseParams.
+
+    Attributes:
+        n: candidates per round over all trees; a multiple of `width`.
+        width: next steps drawn per tree and round, so that there are n / width trees.
+        aggregation: ranks candidates by the scores of their steps.
+        lookahead: greedy steps written after a candidate, whose scores rank it; 0 ranks it by its own.
+    """
+
+    n: int = 16
+    width: int = 4
+    aggregation: Aggregation = "last"
+    lookahead: int = 0
+
+    def __post_init__(self) -> None:
+        StepwiseParams.__post_init__(self)
+        check_at_least(self, n=1, width=1, lookahead=0)
+        if self.n % self.width:
+            raise ConfigError("search.n", self.n, f"a multiple of search.width = {self.width}")
+        if self.aggregation not in AGGREGATIONS:
+            raise ConfigError("search.aggregation", self.aggregation, " | ".join(AGGREGATIONS))
 
 
 async def dvts(
-    problem: Problem, engine: Engine, scorer: StepScorer | None, params: BeamParams, budget: Budget
+    problem: Problem, engine: Engine, scorer: StepScorer | None, params: DVTSParams, budget: Budget
 ) -> SearchResult:
     """n / width trees; each draws `width` next steps a round and goes on from its best one, whatever the others do.
 
@@ -25,7 +54,7 @@ async def dvts(
         problem: what to solve.
         engine: the policy.
         scorer: the PRM; needed.
-        params: see BeamParams.
+        params: see DVTSParams.
         budget: pays for everything.
     """
     explorer = Explorer(problem, engine, scorer, params, budget)
