@@ -45,8 +45,8 @@ from _environment import write_result
 from generation import demo_model
 
 from prmkit.engines.config import HttpEngineConfig
-from prmkit.engines.http import HTTPEngine
-from prmkit.engines.http_protocol import ask_for
+from prmkit.engines.remote.http import HTTPEngine
+from prmkit.engines.remote.protocol import ask_for
 from prmkit.models import save_policy
 from prmkit.steps import BoundStepFormat
 from prmkit.tasks.accumulator import AccumulatorTask

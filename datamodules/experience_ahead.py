@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prmkit.engines import HFEngine
-from prmkit.engines.fused import can_fuse
+from prmkit.engines.inprocess.fused import can_fuse
 from prmkit.errors import ConfigError
 from prmkit.models.lora import merged_state_dict
 from prmkit.rewards import RewardsConfig

@@ -1,6 +1,6 @@
 """Engines by name: the one place where `engine.kind` is looked at.
 
-`vllm` is built by `prmkit.engines.vllm.open_vllm_engine`, imported when it is asked for. It has this interface:
+`vllm` is built by `prmkit.engines.vllm.engine.open_vllm_engine`, imported when it is asked for. It has this interface:
 
     open_vllm_engine(
         folder: Path,                 local model folder, as transformers reads it
@@ -30,8 +30,8 @@ from prmkit.steps import StepFormat
 from prmkit.types import Engine
 
 if TYPE_CHECKING:
-    from prmkit.engines.hf import HFEngine
-    from prmkit.engines.http import HTTPEngine
+    from prmkit.engines.inprocess.hf import HFEngine
+    from prmkit.engines.remote.http import HTTPEngine
 
 __all__ = ["open_engine", "serve_identity", "tokenizer_fingerprint", "torch_device"]
 
@@ -66,7 +66,7 @@ def open_engine(
 
 
 def _open_hf(config: EngineConfig, folder: Path, step_format: StepFormat) -> HFEngine:
-    from prmkit.engines.hf import HFEngine
+    from prmkit.engines.inprocess.hf import HFEngine
     from prmkit.models import load_policy
 
     policy = load_policy(folder, step_format, config.dtype, torch_device(config.device))
@@ -80,7 +80,7 @@ def _open_hf(config: EngineConfig, folder: Path, step_format: StepFormat) -> HFE
 
 
 def _open_http(config: EngineConfig, folder: Path, step_format: StepFormat, logprobs: bool) -> HTTPEngine:
-    from prmkit.engines.http import HTTPEngine
+    from prmkit.engines.remote.http import HTTPEngine
     from prmkit.models.source import read_tokenizer
 
     return HTTPEngine(config.http, step_format.bind(read_tokenizer(folder), model_end_ids(folder)), logprobs=logprobs)
@@ -88,7 +88,7 @@ def _open_http(config: EngineConfig, folder: Path, step_format: StepFormat, logp
 
 def _open_vllm(config: EngineConfig, folder: Path, step_format: StepFormat, stack: ExitStack, logprobs: bool) -> Engine:
     try:
-        module: Any = importlib.import_module("prmkit.engines.vllm")
+        module: Any = importlib.import_module("prmkit.engines.vllm.engine")
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"engine.kind vllm: {error.name} is not installed. Get it with: pip install 'prmkit[vllm]', best in an "
@@ -133,8 +133,8 @@ def serve_identity(config: HttpConfig) -> dict[str, Any]:
         ConfigError: it does not serve the model.
         EngineLostError: none answers.
     """
-    from prmkit.engines.http_client import HttpClient
-    from prmkit.engines.served import Served, ask_served
+    from prmkit.engines.remote.client import HttpClient
+    from prmkit.engines.remote.served import Served, ask_served
 
     found: list[Served] = []
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from prmkit.engines.http_client import HttpClient, OverHTTP
-from prmkit.engines.http_protocol import understood
-from prmkit.engines.served import Served, ask_served
+from prmkit.engines.remote.client import HttpClient, OverHTTP
+from prmkit.engines.remote.protocol import understood
+from prmkit.engines.remote.served import Served, ask_served
 from prmkit.errors import ConfigError, EngineLostError, ServerError
 from prmkit.scoring.config import HttpScorerConfig
 from prmkit.steps import BoundStepFormat, EncodedSteps
@@ -106,7 +106,7 @@ class HTTPScorer(OverHTTP):
         return body
 
     async def _probe(self, client: HttpClient, url: str) -> None:
-        """See `http_client.Probe`: is it the model, and does it score?"""
+        """See `prmkit.engines.remote.client.Probe`: is it the model, and does it score?"""
         served = await ask_served(client, url)
         encoded = _needed(self._format.encode_steps(*_PROBE))
         try:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from prmkit.engines.decoder import build_decoder
 from prmkit.engines.driver import Driver, Job
-from prmkit.engines.prefixes import PrefixEncoder
+from prmkit.engines.inprocess.decoder import build_decoder
+from prmkit.engines.inprocess.prefixes import PrefixEncoder
 from prmkit.errors import ConfigError
 from prmkit.models.lora import merged_state_dict
 from prmkit.steps import BoundStepFormat, EncodedSteps

@@ -21,7 +21,7 @@ from prmkit.serving.requests import CompletionsBody, parse_completions, parse_po
 from prmkit.types import Completion
 
 if TYPE_CHECKING:
-    from prmkit.engines.hf import HFEngine
+    from prmkit.engines.inprocess.hf import HFEngine
     from prmkit.scoring.prm import PRMScorer
 
 __all__ = ["ServedModel", "make_app"]

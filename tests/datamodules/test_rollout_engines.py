@@ -11,7 +11,7 @@ from datamodules.rollout_engines import EngineOptions, VLLMRollouts
 from lightning_modules.grpo import GRPO
 from lightning_modules.optimizers import OptimizerConfig
 from prmkit.advantages import GroupConfig
-from prmkit.engines.vllm_options import CPU_TRIAL, VLLMOptions
+from prmkit.engines.vllm.options import CPU_TRIAL, VLLMOptions
 from prmkit.errors import ConfigError
 from prmkit.models import LoraSpec, ModelSource
 from prmkit.rewards import LengthConfig, OutcomeConfig, RewardsConfig

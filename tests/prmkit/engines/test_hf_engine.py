@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from prmkit.engines import HFEngine, rows
-from prmkit.engines.lanes import Lanes
-from prmkit.engines.sampling import sample_keys, uniforms
+from prmkit.engines import HFEngine
+from prmkit.engines.inprocess import rows
+from prmkit.engines.inprocess.lanes import Lanes
+from prmkit.engines.inprocess.sampling import sample_keys, uniforms
 from prmkit.errors import ConfigError
 from prmkit.tasks.accumulator import AccumulatorTask
 from prmkit.types import GenerationRequest, SamplingParams

@@ -10,9 +10,9 @@ import torch
 
 from prmkit.engines import HFEngine
 from prmkit.engines.contract import ENGINE_CHECKS
-from prmkit.engines.vllm import VLLMEngine, open_vllm_engine
-from prmkit.engines.vllm_options import CPU_TRIAL, require_vllm
-from prmkit.engines.weight_sync import iter_weights
+from prmkit.engines.vllm.engine import VLLMEngine, open_vllm_engine
+from prmkit.engines.vllm.options import CPU_TRIAL, require_vllm
+from prmkit.engines.vllm.weight_sync import iter_weights
 from prmkit.errors import ConfigError, EngineLostError, MissingDependencyError
 from prmkit.models import LoraSpec, save_policy
 from prmkit.models.lora import add_lora
@@ -179,7 +179,7 @@ def test_vllm_has_what_is_used_of_it():
     from vllm.outputs import CompletionOutput
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from prmkit.engines.vllm_options import VLLMOptions, engine_arguments
+    from prmkit.engines.vllm.options import VLLMOptions, engine_arguments
 
     every = replace(CPU_TRIAL, sleep=True, max_model_len=64)
     used = {

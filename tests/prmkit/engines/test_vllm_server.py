@@ -14,10 +14,10 @@ import torch
 
 from prmkit.engines.config import HttpEngineConfig
 from prmkit.engines.contract import ENGINE_CHECKS
-from prmkit.engines.http import HTTPEngine
-from prmkit.engines.vllm_options import CPU_TRIAL
-from prmkit.engines.vllm_server import VLLMServer
-from prmkit.engines.weight_sync import iter_weights
+from prmkit.engines.remote.http import HTTPEngine
+from prmkit.engines.vllm.options import CPU_TRIAL
+from prmkit.engines.vllm.server import VLLMServer
+from prmkit.engines.vllm.weight_sync import iter_weights
 from prmkit.errors import EngineLostError
 from prmkit.tasks.accumulator import AccumulatorTask
 from prmkit.types import GenerationRequest, SamplingParams
@@ -89,7 +89,7 @@ def test_a_server_that_cannot_start_shows_its_log(tmp_path):
 
 OWNER = """
 import sys, time
-from prmkit.engines.vllm_server import VLLMServer
+from prmkit.engines.vllm.server import VLLMServer
 from tests_server import BOUND, OPTIONS
 server = VLLMServer(sys.argv[1], BOUND, OPTIONS)
 print(server._process.pid, flush=True)

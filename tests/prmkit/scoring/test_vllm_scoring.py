@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prmkit.engines.vllm_options import CPU_TRIAL
-from prmkit.engines.vllm_server import VLLMServer
+from prmkit.engines.vllm.options import CPU_TRIAL
+from prmkit.engines.vllm.server import VLLMServer
 from prmkit.errors import ConfigError, StepFormatError
 from prmkit.models import ModelSource, PRMModel, build_prm
 from prmkit.scoring import PRMScorer

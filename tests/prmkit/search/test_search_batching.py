@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
 
-from prmkit.engines.hf import HFEngine
+from prmkit.engines.inprocess.hf import HFEngine
 from prmkit.models.prm import PRMModel
 from prmkit.scoring.prm import PRMScorer
 from prmkit.scoring.table import TableScorer

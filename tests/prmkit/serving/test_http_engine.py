@@ -8,7 +8,7 @@ import pytest
 
 from prmkit.engines.config import HttpEngineConfig
 from prmkit.engines.contract import ENGINE_CHECKS
-from prmkit.engines.http import HTTPEngine
+from prmkit.engines.remote.http import HTTPEngine
 from prmkit.errors import ConfigError, EngineLostError, ServerError
 from prmkit.types import GenerationRequest, SamplingParams
 

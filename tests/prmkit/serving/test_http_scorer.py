@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from prmkit.engines.http import HTTPEngine
+from prmkit.engines.remote.http import HTTPEngine
 from prmkit.errors import ConfigError, EngineLostError
 from prmkit.scoring.config import HttpScorerConfig
 from prmkit.scoring.http import HTTPScorer, read_scores

@@ -13,7 +13,7 @@ import torch
 
 from prmkit.engines.config import HttpEngineConfig
 from prmkit.engines.contract import ENGINE_CHECKS
-from prmkit.engines.http import HTTPEngine
+from prmkit.engines.remote.http import HTTPEngine
 from prmkit.errors import ConfigError
 from prmkit.models import PRMModel, load_policy, save_policy
 from prmkit.scoring import PRMScorer

@@ -54,7 +54,7 @@ class VLLMOptions:
         kv_cache_memory_bytes: bytes of keys and values; None is what is left of the share. Needed on a CPU.
         enforce_eager: no CUDA graphs: starts faster, decodes slower.
         sleep: allow `sleep` and `wake`, which give memory back between rollouts. Needs a GPU.
-        weight_updates: allow new weights while it runs (`prmkit.engines.weight_sync`).
+        weight_updates: allow new weights while it runs (`prmkit.engines.vllm.weight_sync`).
         extra: further engine arguments under vLLM's own names, e.g. {"max_num_batched_tokens": 8192}.
         environment: variables for vLLM, e.g. {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}.
     """
@@ -144,7 +144,7 @@ def engine_arguments(
         options: see VLLMOptions.
         model: model folder or hub name.
         tokenizer: folder of the tokenizer; None is the model's.
-        transfer_module: name under which vLLM's workers import `vllm_transfer.py`, for weight updates.
+        transfer_module: name under which vLLM's workers import `transfer.py`, for weight updates.
 
     Log-probabilities are of the distribution that is sampled from; defaults of the model's `generation_config.json`
     (temperature, top-k, repetition penalty) are left out, because every request says all it wants.

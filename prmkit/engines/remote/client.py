@@ -21,9 +21,9 @@ from typing import Any, Self
 
 import aiohttp
 
-from prmkit.engines.background import run_in_background, wait_in_background
 from prmkit.engines.config import HttpConfig
-from prmkit.engines.endpoints import Endpoint, EndpointPool
+from prmkit.engines.remote.background import run_in_background, wait_in_background
+from prmkit.engines.remote.endpoints import Endpoint, EndpointPool
 from prmkit.errors import ConfigError, DataError, EngineLostError, ServerError
 from prmkit.json_objects import parse_json
 

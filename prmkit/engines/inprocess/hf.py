@@ -22,10 +22,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from prmkit.engines.decoder import Weights, build_decoder, read_weights
 from prmkit.engines.driver import Driver, Job
-from prmkit.engines.prefixes import PrefixEncoder
-from prmkit.engines.rows import Head, NewRow, RowBatch
+from prmkit.engines.inprocess.decoder import Weights, build_decoder, read_weights
+from prmkit.engines.inprocess.prefixes import PrefixEncoder
+from prmkit.engines.inprocess.rows import Head, NewRow, RowBatch
 from prmkit.engines.stops import StopTable, find_stop
 from prmkit.errors import ConfigError
 from prmkit.steps import BoundStepFormat

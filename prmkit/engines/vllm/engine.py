@@ -1,10 +1,10 @@
 """vLLM in this process: an engine for a machine that vLLM has to itself, or shares with a trainer (sleep and wake).
 
-vLLM does the batching, with prefix caching on. What it is told is that of `vllm_options.engine_arguments`; what it
+vLLM does the batching, with prefix caching on. What it is told is that of `options.engine_arguments`; what it
 answers is checked against what was asked, so that a version that means something else fails loudly. Stop strings are
 vLLM's matter, texts are decoded here: a completion keeps the whole token that completes a stop string.
 
-vLLM is imported when an engine is made. For vLLM in another environment or on another machine see `vllm_server` and
+vLLM is imported when an engine is made. For vLLM in another environment or on another machine see `server` and
 the HTTP engine.
 """
 
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from prmkit.engines.driver import Driver, Job
 from prmkit.engines.stops import find_stop
-from prmkit.engines.vllm_options import VLLMOptions
-from prmkit.engines.vllm_start import open_llm, tokenizer_folder
+from prmkit.engines.vllm.options import VLLMOptions
+from prmkit.engines.vllm.start import open_llm, tokenizer_folder
 from prmkit.errors import ConfigError, EngineLostError
 from prmkit.steps import BoundStepFormat
 from prmkit.types import Completion, FinishReason, GenerationRequest
@@ -29,7 +29,7 @@ from prmkit.types import Completion, FinishReason, GenerationRequest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prmkit.engines.weight_sync import SyncReport
+    from prmkit.engines.vllm.weight_sync import SyncReport
 
 __all__ = ["HOTTEST", "VLLMEngine", "VLLMStats", "open_vllm_engine"]
 
@@ -130,7 +130,7 @@ class VLLMEngine:
             EngineLostError: vLLM did not take them; it holds parts of two policies. Open the engine again.
             RuntimeError: samples are being written; their tokens would come from two policies.
         """
-        from prmkit.engines.weight_sync import send_weights
+        from prmkit.engines.vllm.weight_sync import send_weights
 
         if self._driver.busy:
             raise RuntimeError("update_weights while requests are in flight; await them first")

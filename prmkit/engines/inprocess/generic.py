@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from prmkit.engines.kv import KVSpec, round_up
+from prmkit.engines.inprocess.kv import KVSpec, round_up
 from prmkit.errors import ConfigError
 
 __all__ = ["GenericDecoder"]

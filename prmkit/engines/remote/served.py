@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prmkit.engines.http_client import HttpClient
+from prmkit.engines.remote.client import HttpClient
 from prmkit.errors import ConfigError
 from prmkit.json_objects import shown
 
@@ -46,7 +46,7 @@ async def ask_served(client: HttpClient, url: str) -> Served:
 
     Raises:
         ConfigError: the endpoint does not serve it, or several where none is named, or is no such server.
-        Unanswered, ServerError: see `http_client.Probe`.
+        Unanswered, ServerError: see `client.Probe`.
     """
     listed = (await client.ask(url, "/v1/models")).get("data")
     if not isinstance(listed, list) or not all(

@@ -12,8 +12,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from prmkit.engines.kv import KVSpec
-from prmkit.engines.prefixes import PrefixNode
+from prmkit.engines.inprocess.kv import KVSpec
+from prmkit.engines.inprocess.prefixes import PrefixNode
 
 __all__ = ["Lanes"]
 

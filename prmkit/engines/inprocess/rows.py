@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prmkit.engines.decoder import Decoder
-from prmkit.engines.kv import round_up
-from prmkit.engines.lanes import Lanes
-from prmkit.engines.prefixes import PrefixNode
-from prmkit.engines.sampling import RowSampling, sample_keys, sample_tokens, uniforms
+from prmkit.engines.inprocess.decoder import Decoder
+from prmkit.engines.inprocess.kv import round_up
+from prmkit.engines.inprocess.lanes import Lanes
+from prmkit.engines.inprocess.prefixes import PrefixNode
+from prmkit.engines.inprocess.sampling import RowSampling, sample_keys, sample_tokens, uniforms
 from prmkit.types import SamplingParams
 
 __all__ = ["Head", "NewRow", "RowBatch"]

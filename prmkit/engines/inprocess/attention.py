@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prmkit.engines.kv import round_up
+from prmkit.engines.inprocess.kv import round_up
 
 __all__ = ["Attention", "BlockAttention", "ColumnAttention"]
 

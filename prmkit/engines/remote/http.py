@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from prmkit.engines.config import HttpEngineConfig
-from prmkit.engines.http_client import HttpClient, OverHTTP, Reply, Unanswered
-from prmkit.engines.http_protocol import Asked, Sampled, ask_for, completion_of, read_choices, understood
-from prmkit.engines.served import Served, ask_served
+from prmkit.engines.remote.client import HttpClient, OverHTTP, Reply, Unanswered
+from prmkit.engines.remote.protocol import Asked, Sampled, ask_for, completion_of, read_choices, understood
+from prmkit.engines.remote.served import Served, ask_served
 from prmkit.errors import ConfigError, EngineLostError, ServerError
 from prmkit.steps import BoundStepFormat
 from prmkit.types import Completion, GenerationRequest, SamplingParams
@@ -174,7 +174,7 @@ class HTTPEngine(OverHTTP):
     # -- the probe, in the background loop ---------------------------------------------------------------------------
 
     async def _probe(self, client: HttpClient, url: str) -> None:
-        """See `http_client.Probe`: is it the model, and does it do what it is asked?"""
+        """See `client.Probe`: is it the model, and does it do what it is asked?"""
         served = await ask_served(client, url)
         self._agree(served, url)
         params = SamplingParams(max_tokens=_PROBE_TOKENS)

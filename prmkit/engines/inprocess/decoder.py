@@ -14,9 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from prmkit.engines.fused import FusedDecoder, can_fuse
-from prmkit.engines.generic import GenericDecoder
-from prmkit.engines.kv import KVSpec
+from prmkit.engines.inprocess.fused import FusedDecoder, can_fuse
+from prmkit.engines.inprocess.generic import GenericDecoder
+from prmkit.engines.inprocess.kv import KVSpec
 from prmkit.models.lora import merged_state_dict
 
 __all__ = ["Decoder", "Weights", "build_decoder", "read_weights"]

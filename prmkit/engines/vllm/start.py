@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prmkit.engines.vllm_options import VLLMOptions, engine_arguments, require_vllm
+from prmkit.engines.vllm.options import VLLMOptions, engine_arguments, require_vllm
 from prmkit.errors import ConfigError
 from prmkit.steps import BoundStepFormat
 
 __all__ = ["open_llm", "tokenizer_folder"]
 
-_TRANSFER_MODULE = "prmkit.engines.vllm_transfer"
+_TRANSFER_MODULE = "prmkit.engines.vllm.transfer"
 
 
 def open_llm(model: str | Path, tokenizer: str | Path | None, options: VLLMOptions, **more: Any) -> Any:

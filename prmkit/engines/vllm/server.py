@@ -1,7 +1,7 @@
 """A vLLM server that we start: in another Python environment if need be, on loopback, and ended with this process.
 
 The server gets its own log file. It ends when the block does, and also when this process is killed: a guard process
-waits on a pipe (`vllm_guard`). Requests go through the HTTP engine, weights through `weight_sync.HTTPChannel`.
+waits on a pipe (`guard`). Requests go through the HTTP engine, weights through `weight_sync.HTTPChannel`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prmkit.engines.vllm_options import VLLMOptions, check_vllm_version, command_line, engine_arguments
-from prmkit.engines.vllm_start import tokenizer_folder
+from prmkit.engines.vllm.options import VLLMOptions, check_vllm_version, command_line, engine_arguments
+from prmkit.engines.vllm.start import tokenizer_folder
 from prmkit.errors import ConfigError, EngineLostError, MissingDependencyError
 from prmkit.steps import BoundStepFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prmkit.engines.weight_sync import SyncReport
+    from prmkit.engines.vllm.weight_sync import SyncReport
 
 __all__ = ["VLLMServer", "vllm_version_of"]
 
@@ -105,7 +105,7 @@ class VLLMServer:
             tokenizer = self._resources.enter_context(tokenizer_folder(bound_format))
             path = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="prmkit-vllm-"))
             self._modules = Path(path)
-            shutil.copy(_HERE / "vllm_transfer.py", self._modules / f"{_TRANSFER_MODULE}.py")
+            shutil.copy(_HERE / "transfer.py", self._modules / f"{_TRANSFER_MODULE}.py")
             self.log = Path(log) if log is not None else self._modules / "server.log"
             arguments = {**engine_arguments(options, model, tokenizer, _TRANSFER_MODULE), **(more or {})}
             self._arguments = {**arguments, "served_model_name": "policy"}
@@ -126,7 +126,7 @@ class VLLMServer:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(_HERE / "vllm_guard.py"), *command],
+                [sys.executable, "-I", str(_HERE / "guard.py"), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -178,7 +178,7 @@ class VLLMServer:
             ConfigError: started without `options.weight_updates`.
             EngineLostError: it did not take them.
         """
-        from prmkit.engines.weight_sync import HTTPChannel, send_weights
+        from prmkit.engines.vllm.weight_sync import HTTPChannel, send_weights
 
         if not self._options.weight_updates:
             raise ConfigError("vllm.weight_updates", False, "true, to take new weights")

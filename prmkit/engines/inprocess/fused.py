@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prmkit.engines.attention import Attention, BlockAttention, ColumnAttention
-from prmkit.engines.kv import KVSpec, round_up
+from prmkit.engines.inprocess.attention import Attention, BlockAttention, ColumnAttention
+from prmkit.engines.inprocess.kv import KVSpec, round_up
 
 __all__ = ["FUSED_ARCHITECTURES", "FusedDecoder", "can_fuse"]
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prmkit.engines.decoder import Decoder
-from prmkit.engines.kv import Scratch, round_up
+from prmkit.engines.inprocess.decoder import Decoder
+from prmkit.engines.inprocess.kv import Scratch, round_up
 
 __all__ = ["PrefixCache", "PrefixEncoder", "PrefixNode"]
 
