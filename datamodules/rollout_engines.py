@@ -19,8 +19,8 @@ from prmkit.dist import barrier, from_rank_0, rank, world_size
 from prmkit.engines import HFEngine
 from prmkit.engines.vllm.options import VLLMOptions
 from prmkit.errors import ConfigError
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Engine
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.protocols import Engine
 
 __all__ = ["EngineOptions", "RolloutEngine", "VLLMRollouts", "open_rollout_engine"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from prmkit.steps import StepFormat
+from prmkit.formats.spec import StepFormat
 from registry.errors import IncompatibleError
 from registry.facts import ModelFacts, read_facts
 

@@ -1,4 +1,4 @@
-"""Engines write completions. See `prmkit.types.Engine`; importing this package does not import torch.
+"""Engines write completions. See `prmkit.protocols.Engine`; importing this package does not import torch.
 
 `factory` opens one by its config: `inprocess` (transformers under our own loop), `remote` (servers), `vllm` (in this
 process). `scripted` writes what a script says, `contract` checks what every engine promises; `driver` and `stops` are

@@ -23,11 +23,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prmkit.ends import model_end_ids
 from prmkit.engines.config import EngineConfig, HttpConfig
 from prmkit.errors import ConfigError, MissingDependencyError
-from prmkit.steps import StepFormat
-from prmkit.types import Engine
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.ends import model_end_ids
+from prmkit.formats.spec import StepFormat
+from prmkit.protocols import Engine
 
 if TYPE_CHECKING:
     from prmkit.engines.inprocess.hf import HFEngine
@@ -83,7 +84,9 @@ def _open_http(config: EngineConfig, folder: Path, step_format: StepFormat, logp
     from prmkit.engines.remote.http import HTTPEngine
     from prmkit.models.source import read_tokenizer
 
-    return HTTPEngine(config.http, step_format.bind(read_tokenizer(folder), model_end_ids(folder)), logprobs=logprobs)
+    return HTTPEngine(
+        config.http, BoundStepFormat(step_format, read_tokenizer(folder), model_end_ids(folder)), logprobs=logprobs
+    )
 
 
 def _open_vllm(config: EngineConfig, folder: Path, step_format: StepFormat, stack: ExitStack, logprobs: bool) -> Engine:
@@ -100,7 +103,7 @@ def _open_vllm(config: EngineConfig, folder: Path, step_format: StepFormat, stac
     card = read_card(folder)
     engine: Any = module.open_vllm_engine(
         folder,
-        step_format.bind(read_tokenizer(folder), model_end_ids(folder)),
+        BoundStepFormat(step_format, read_tokenizer(folder), model_end_ids(folder)),
         config.vllm,
         dtype=config.dtype,
         logprobs=logprobs,

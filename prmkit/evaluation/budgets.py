@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from prmkit.errors import ConfigError
+from prmkit.protocols import Engine, Grader, StepScorer
+from prmkit.records import SamplingParams
 from prmkit.search.beam import BeamParams
 from prmkit.search.best_of_n import BestOfNParams, CoTParams
 from prmkit.search.budget import BudgetLimits
@@ -24,7 +26,6 @@ from prmkit.search.methods import make_method, make_params
 from prmkit.search.rebase import RebaseParams
 from prmkit.search.rstar import RStarParams
 from prmkit.search.runner import Searcher
-from prmkit.types import Engine, Grader, SamplingParams, StepScorer
 
 __all__ = ["BudgetPlan", "BudgetUnit", "PlannedSearch", "make_searchers", "plan_searches", "resize", "share_sampling"]
 

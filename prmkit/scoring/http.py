@@ -15,9 +15,9 @@ from prmkit.engines.remote.client import HttpClient, OverHTTP
 from prmkit.engines.remote.protocol import understood
 from prmkit.engines.remote.served import Served, ask_served
 from prmkit.errors import ConfigError, EngineLostError, ServerError
+from prmkit.formats.bound import BoundStepFormat, EncodedSteps
+from prmkit.records import StepScores
 from prmkit.scoring.config import HttpScorerConfig
-from prmkit.steps import BoundStepFormat, EncodedSteps
-from prmkit.types import StepScores
 
 __all__ = ["HTTPScorer", "HTTPScorerStats", "read_scores"]
 
@@ -39,7 +39,7 @@ class HTTPScorerStats:
 
 
 class HTTPScorer(OverHTTP):
-    """Scorer over HTTP; implements `prmkit.types.StepScorer`. A context manager, which closes the connections.
+    """Scorer over HTTP; implements `prmkit.protocols.StepScorer`. A context manager, which closes the connections.
 
     Making one contacts the endpoints: each must serve the model and score a small input.
 

@@ -3,12 +3,13 @@ with open models")."""
 
 from __future__ import annotations
 
+from prmkit.protocols import Engine, StepScorer
+from prmkit.records import Problem
 from prmkit.search.beam import BeamParams, rank
 from prmkit.search.budget import Budget
 from prmkit.search.explorer import Explorer
 from prmkit.search.result import SearchResult
 from prmkit.search.tree import Node, distinct
-from prmkit.types import Engine, Problem, StepScorer
 
 __all__ = ["dvts"]
 

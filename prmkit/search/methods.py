@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from prmkit.errors import ConfigError
+from prmkit.protocols import Engine, Grader
 from prmkit.search.beam import BeamParams, beam_search
 from prmkit.search.best_of_n import BestOfNParams, CoTParams, best_of_n, chain_of_thought
 from prmkit.search.compute_optimal import ComputeOptimalParams, compute_optimal
@@ -16,7 +17,6 @@ from prmkit.search.mcts import MCTSParams, mcts
 from prmkit.search.rebase import RebaseParams, rebase
 from prmkit.search.result import SearchMethod, SearchResult
 from prmkit.search.rstar import RStarParams, rstar
-from prmkit.types import Engine, Grader
 
 __all__ = ["METHODS", "Method", "make_method", "make_params", "needs_prm"]
 

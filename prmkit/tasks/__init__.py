@@ -1,7 +1,7 @@
 """Tasks: where problems come from, and how answers to them are judged.
 
 `get_task` makes one by name. Two tasks are built in, with endless problems whose every solution step can be checked
-exactly (`prmkit.types.VerifiableTask`); the others read files or hub datasets.
+exactly (`prmkit.protocols.VerifiableTask`); the others read files or hub datasets.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from prmkit.errors import ConfigError
+from prmkit.protocols import Task
 from prmkit.tasks import files
 from prmkit.tasks.accumulator import AccumulatorTask
 from prmkit.tasks.multistep_arithmetic import MultistepArithmeticTask
 from prmkit.tasks.records import RecordTask
-from prmkit.types import Task
 
 __all__ = ["BUILT_IN_TASKS", "TASKS", "AccumulatorTask", "MultistepArithmeticTask", "RecordTask", "get_task"]
 

@@ -28,8 +28,8 @@ from prmkit.engines.inprocess.prefixes import PrefixEncoder
 from prmkit.engines.inprocess.rows import Head, NewRow, RowBatch
 from prmkit.engines.stops import StopTable, find_stop
 from prmkit.errors import ConfigError
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Completion, FinishReason, GenerationRequest
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.records import Completion, FinishReason, GenerationRequest
 
 __all__ = ["EngineStats", "HFEngine"]
 
@@ -82,7 +82,7 @@ class _Request:
 
 
 class HFEngine:
-    """In-process engine; implements `prmkit.types.Engine`.
+    """In-process engine; implements `prmkit.protocols.Engine`.
 
     Args:
         model: transformers causal language model. Architectures of `FUSED_ARCHITECTURES` are computed from copies of

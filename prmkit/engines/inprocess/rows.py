@@ -13,7 +13,7 @@ from prmkit.engines.inprocess.kv import round_up
 from prmkit.engines.inprocess.lanes import Lanes
 from prmkit.engines.inprocess.prefixes import PrefixNode
 from prmkit.engines.inprocess.sampling import RowSampling, sample_keys, sample_tokens, uniforms
-from prmkit.types import SamplingParams
+from prmkit.records import SamplingParams
 
 __all__ = ["Head", "NewRow", "RowBatch"]
 

@@ -16,8 +16,8 @@ from prmkit.engines.remote.client import HttpClient, OverHTTP, Reply, Unanswered
 from prmkit.engines.remote.protocol import Asked, Sampled, ask_for, completion_of, read_choices, understood
 from prmkit.engines.remote.served import Served, ask_served
 from prmkit.errors import ConfigError, EngineLostError, ServerError
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Completion, GenerationRequest, SamplingParams
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.records import Completion, GenerationRequest, SamplingParams
 
 __all__ = ["HTTPEngine", "HTTPEngineStats"]
 
@@ -46,7 +46,7 @@ class HTTPEngineStats:
 
 
 class HTTPEngine(OverHTTP):
-    """Engine over HTTP; implements `prmkit.types.Engine`. A context manager, which closes the connections.
+    """Engine over HTTP; implements `prmkit.protocols.Engine`. A context manager, which closes the connections.
 
     Making one contacts the endpoints and blocks until they have answered: each must serve the model, take the prompt's
     ids, and honour a small request.

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 from prmkit.engines.stops import find_stop
 from prmkit.errors import ConfigError, DataError, EngineLostError, ServerError
+from prmkit.formats.bound import BoundStepFormat
 from prmkit.json_objects import located, shown
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Completion, FinishReason, GenerationRequest
+from prmkit.records import Completion, FinishReason, GenerationRequest
 
 __all__ = ["Asked", "Sampled", "ask_for", "completion_of", "read_choices", "understood"]
 

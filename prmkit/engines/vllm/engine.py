@@ -23,8 +23,8 @@ from prmkit.engines.stops import find_stop
 from prmkit.engines.vllm.options import VLLMOptions
 from prmkit.engines.vllm.start import open_llm, tokenizer_folder
 from prmkit.errors import ConfigError, EngineLostError
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Completion, FinishReason, GenerationRequest
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.records import Completion, FinishReason, GenerationRequest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ class VLLMStats:
 
 
 class VLLMEngine:
-    """vLLM in this process; implements `prmkit.types.Engine`.
+    """vLLM in this process; implements `prmkit.protocols.Engine`.
 
     Sample i of a request depends on (prompt, parameters, seed, i) and the weights, up to rounding: vLLM's kernels may
     round otherwise in another batch, and tokens differ where a random number falls into that gap. vLLM gives sample i

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from prmkit.engines.vllm.options import VLLMOptions, check_vllm_version, command_line, engine_arguments
 from prmkit.engines.vllm.start import tokenizer_folder
 from prmkit.errors import ConfigError, EngineLostError, MissingDependencyError
-from prmkit.steps import BoundStepFormat
+from prmkit.formats.bound import BoundStepFormat
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from typing import Any
 
 from prmkit.engines.vllm.options import VLLMOptions, engine_arguments, require_vllm
 from prmkit.errors import ConfigError
-from prmkit.steps import BoundStepFormat
+from prmkit.formats.bound import BoundStepFormat
 
 __all__ = ["open_llm", "tokenizer_folder"]
 

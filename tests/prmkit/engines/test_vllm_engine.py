@@ -14,13 +14,14 @@ from prmkit.engines.vllm.engine import VLLMEngine, open_vllm_engine
 from prmkit.engines.vllm.options import CPU_TRIAL, require_vllm
 from prmkit.engines.vllm.weight_sync import iter_weights
 from prmkit.errors import ConfigError, EngineLostError, MissingDependencyError
+from prmkit.formats.bound import BoundStepFormat
 from prmkit.models import LoraSpec, save_policy
 from prmkit.models.lora import add_lora
+from prmkit.records import GenerationRequest, SamplingParams
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import GenerationRequest, SamplingParams
 
 TASK = AccumulatorTask()
-BOUND = TASK.step_format.bind(TASK.tokenizer())
+BOUND = BoundStepFormat(TASK.step_format, TASK.tokenizer())
 PROMPTS = [BOUND.prompt_ids(TASK.problem("train", n).question) for n in range(5)]
 
 

@@ -19,13 +19,14 @@ from prmkit.engines.vllm.options import CPU_TRIAL
 from prmkit.engines.vllm.server import VLLMServer
 from prmkit.engines.vllm.weight_sync import iter_weights
 from prmkit.errors import EngineLostError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.records import GenerationRequest, SamplingParams
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import GenerationRequest, SamplingParams
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 TASK = AccumulatorTask()
-BOUND = TASK.step_format.bind(TASK.tokenizer())
+BOUND = BoundStepFormat(TASK.step_format, TASK.tokenizer())
 PROMPTS = [BOUND.prompt_ids(TASK.problem("train", n).question) for n in range(5)]
 OPTIONS = replace(CPU_TRIAL, extra={**CPU_TRIAL.extra, "load_format": "dummy"})
 

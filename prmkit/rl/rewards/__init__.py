@@ -1,0 +1,44 @@
+"""Rewards of traces, as parts that are mixed: what RL maximises. Framework-free, over whole batches of traces."""
+
+from prmkit.rl.rewards.config import RewardsConfig, build_rewards
+from prmkit.rl.rewards.mixture import BatchRewards, RewardMixture, RewardSum, WeightedPart
+from prmkit.rl.rewards.outcome import (
+    FormatConfig,
+    FormatReward,
+    LengthConfig,
+    LengthReward,
+    OutcomeConfig,
+    OutcomeReward,
+)
+from prmkit.rl.rewards.process import PROCESS_FORMS, ProcessConfig, ProcessForm, ProcessReward, step_rewards
+from prmkit.rl.rewards.records import Reward, RewardInput, RewardPart, step_ends, token_rewards
+from prmkit.rl.rewards.tokens import ImplicitConfig, ImplicitReward, KLConfig, KLReward
+
+__all__ = [
+    "PROCESS_FORMS",
+    "BatchRewards",
+    "FormatConfig",
+    "FormatReward",
+    "ImplicitConfig",
+    "ImplicitReward",
+    "KLConfig",
+    "KLReward",
+    "LengthConfig",
+    "LengthReward",
+    "OutcomeConfig",
+    "OutcomeReward",
+    "ProcessConfig",
+    "ProcessForm",
+    "ProcessReward",
+    "Reward",
+    "RewardInput",
+    "RewardMixture",
+    "RewardPart",
+    "RewardSum",
+    "RewardsConfig",
+    "WeightedPart",
+    "build_rewards",
+    "step_ends",
+    "step_rewards",
+    "token_rewards",
+]
