@@ -26,9 +26,9 @@ from prmkit.engines import HFEngine
 from prmkit.errors import PrmkitError
 from prmkit.io import read_json, write_json
 from prmkit.models import ModelSource, build_policy
-from prmkit.rewards import RewardsConfig
-from prmkit.rollouts import Judge, roll_out
-from prmkit.types import SamplingParams
+from prmkit.records import SamplingParams
+from prmkit.rl.rewards import RewardsConfig
+from prmkit.rl.rollouts import Judge, roll_out
 
 __all__ = ["FRESH", "IterationClock", "examine", "fit", "forked"]
 

@@ -20,12 +20,12 @@ from prmkit.evaluation.accuracy import mean_and_se, problem_accuracy, samples_fr
 from prmkit.evaluation.comparison import comparison_figures, levels_of
 from prmkit.io import write_json
 from prmkit.models import PRMModel
+from prmkit.protocols import StepScorer
 from prmkit.resources import find_config
 from prmkit.scoring import EnsembleScorer, PRMScorer
 from prmkit.scoring.ensemble import PESSIMISMS
 from prmkit.search.methods import METHODS
 from prmkit.search.rows import SearchRow, read_rows
-from prmkit.types import StepScorer
 
 HEADLINE = "product_vote"
 SELECTIONS = ("majority", "product_vote", "product_max", "last_vote", "last_max", "min_vote", "min_max", "oracle")

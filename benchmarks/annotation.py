@@ -45,13 +45,15 @@ from prmkit.annotation.report import describe_labels
 from prmkit.annotation.targets import first_error
 from prmkit.engines.scripted import ScriptedEngine
 from prmkit.errors import DataError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
 from prmkit.grading.exact import ExactGrader
+from prmkit.protocols import Engine, Grader
+from prmkit.records import Problem, SamplingParams, Usage
 from prmkit.search.budget import Budget
-from prmkit.steps import get_step_format
 from prmkit.tasks import get_task
 from prmkit.tasks.accumulator import HEX, AccumulatorTask, apply, is_hard, misapply, parse_program
 from prmkit.tasks.vocabulary import character_tokenizer
-from prmkit.types import Engine, Grader, Problem, SamplingParams, Usage
 
 STEP_ACCURACY = 0.9
 
@@ -94,7 +96,7 @@ def synthetic(steps: int) -> tuple[ScriptedEngine, Grader]:
 
     tokenizer = character_tokenizer("+-=ab0123456789q\n")
     grader = ExactGrader(lambda text: text.rpartition("=")[2].strip() or None if "=" in text else None)
-    return ScriptedEngine(get_step_format("plain").bind(tokenizer), script), grader
+    return ScriptedEngine(BoundStepFormat(get_step_format("plain"), tokenizer), script), grader
 
 
 def teacher(task: AccumulatorTask) -> ScriptedEngine:
@@ -113,7 +115,7 @@ def teacher(task: AccumulatorTask) -> ScriptedEngine:
             out.append(f"{operation.text}={HEX[value]}\n")
         return "".join(out)
 
-    return ScriptedEngine(task.step_format.bind(task.tokenizer()), script)
+    return ScriptedEngine(BoundStepFormat(task.step_format, task.tokenizer()), script)
 
 
 def openr_settings(questions: int, steps: int) -> dict[str, Any]:

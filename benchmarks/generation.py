@@ -33,9 +33,9 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prmkit.engines import HFEngine
-from prmkit.steps import BoundStepFormat
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.records import GenerationRequest, SamplingParams
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import GenerationRequest, SamplingParams
 
 NEWLINE = "\n"
 Ids = tuple[int, ...]
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    bound = AccumulatorTask().step_format.bind(AccumulatorTask().tokenizer())
+    bound = BoundStepFormat(AccumulatorTask().step_format, AccumulatorTask().tokenizer())
     prompts = Prompts(bound)
     repeats = 2 if arguments.quick else arguments.repeats
     found: dict[str, list[float]] = {}

@@ -45,12 +45,12 @@ from _environment import write_result
 from generation import demo_model
 
 from prmkit.engines.config import HttpEngineConfig
-from prmkit.engines.http import HTTPEngine
-from prmkit.engines.http_protocol import ask_for
+from prmkit.engines.remote.http import HTTPEngine
+from prmkit.engines.remote.protocol import ask_for
+from prmkit.formats.bound import BoundStepFormat
 from prmkit.models import save_policy
-from prmkit.steps import BoundStepFormat
+from prmkit.records import GenerationRequest, SamplingParams
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import GenerationRequest, SamplingParams
 
 NAME = "policy"
 TOKENS = 64
@@ -193,7 +193,7 @@ def main() -> None:
     if args.quick:
         args.requests, args.repeats = 24, 2
     task = AccumulatorTask()
-    bound = task.step_format.bind(task.tokenizer())
+    bound = BoundStepFormat(task.step_format, task.tokenizer())
     with tempfile.TemporaryDirectory() as place:
         folder, tokenizer = Path(place) / "policy", Path(place) / "tokenizer"
         save_policy(demo_model(bound, 1e9, 1e9), bound.tokenizer, bound, folder)

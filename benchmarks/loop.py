@@ -52,10 +52,11 @@ from prmkit.evaluation.summary import truth_figures
 from prmkit.io import read_json, write_json
 from prmkit.loop.plan import Begin, Plan, Products
 from prmkit.models import PRMModel
+from prmkit.protocols import VerifiableTask
+from prmkit.records import Problem
 from prmkit.scoring import PRMScorer
 from prmkit.search.rows import SearchRow, read_rows
 from prmkit.tasks import get_task
-from prmkit.types import Problem, VerifiableTask
 from registry import read_metrics
 
 FREE = ("--model.kl.weight", "0")

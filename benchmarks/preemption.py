@@ -34,6 +34,7 @@ from _cluster import Cluster, Host, loopback, namespaces, wait
 from _environment import write_result
 from _step_diary import read_diary
 
+from prmkit.formats.bound import BoundStepFormat
 from prmkit.resources import find_config
 
 KINDS = ("node", "worker", "term")
@@ -62,12 +63,17 @@ def write_job(folder: Path, root: Path, iterations: int) -> list[str]:
 
 def write_policy(folder: Path) -> None:
     """A small policy of random weights."""
+    from prmkit.formats.presets import get_step_format
     from prmkit.models import ModelSource, build_policy, load_tokenizer, save_policy
-    from prmkit.steps import get_step_format
 
     source = ModelSource(config=POLICY, tokenizer="accumulator")
     tokenizer = load_tokenizer(source)
-    save_policy(build_policy(source, tokenizer), tokenizer, get_step_format("plain").bind(tokenizer), folder / "policy")
+    save_policy(
+        build_policy(source, tokenizer),
+        tokenizer,
+        BoundStepFormat(get_step_format("plain"), tokenizer),
+        folder / "policy",
+    )
 
 
 def disturbed(cluster: Cluster, root: Path, draw: random.Random, kills: int) -> list[str]:

@@ -33,9 +33,10 @@ def peak_of_step(kind: str, tokens: int, vocabulary: int) -> int:
     """Bytes by which one training step raises the memory in use, at its peak. Run in a fresh process."""
     import torch
 
+    from prmkit.formats.bound import BoundStepFormat
+    from prmkit.formats.presets import get_step_format
     from prmkit.losses import soft_cross_entropy
     from prmkit.models import ModelSource, build_prm, load_tokenizer
-    from prmkit.steps import get_step_format
 
     torch.set_num_threads(1)
     config = {
@@ -49,7 +50,7 @@ def peak_of_step(kind: str, tokens: int, vocabulary: int) -> int:
         "vocab_size": vocabulary,
     }
     source = ModelSource(config=config, tokenizer="accumulator")
-    prm = build_prm(source, get_step_format("plain").bind(load_tokenizer(source)))
+    prm = build_prm(source, BoundStepFormat(get_step_format("plain"), load_tokenizer(source)))
     optimizer = torch.optim.AdamW(prm.parameters(), lr=1e-4)
 
     def step(rows: int) -> None:

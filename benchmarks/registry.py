@@ -42,7 +42,7 @@ MIB = 2**20
 
 def write_model(folder: Path, kind: str, size: int) -> Path:
     """A model folder with one weight file of about `size` random bytes."""
-    from prmkit.steps import get_step_format
+    from prmkit.formats.presets import get_step_format
 
     folder.mkdir(parents=True)
     tensors: dict[str, Any] = {"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}

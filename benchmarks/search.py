@@ -41,17 +41,19 @@ from prmkit.engines.driver import Driver, Job
 from prmkit.errors import DataError
 from prmkit.evaluation.comparison import comparison_figures
 from prmkit.evaluation.comparison_plots import comparison_figure, save_figure
+from prmkit.formats.bound import BoundStepFormat, EncodedSteps
+from prmkit.formats.presets import get_step_format
 from prmkit.io import read_json
 from prmkit.models import PRMModel, load_policy
+from prmkit.protocols import Engine, StepScorer
+from prmkit.records import Completion, GenerationRequest, Problem, StepScores
 from prmkit.scoring import PRMScorer
 from prmkit.scoring.table import TableScorer
 from prmkit.search.methods import make_method, make_params
 from prmkit.search.result import SearchMethod
 from prmkit.search.runner import RunParams, Searcher, search_all
-from prmkit.steps import EncodedSteps, get_step_format
 from prmkit.tasks import get_task
 from prmkit.tasks.vocabulary import character_tokenizer
-from prmkit.types import Completion, Engine, GenerationRequest, Problem, StepScorer, StepScores
 
 LATENCY = 0.1  # a step of 20 tokens at 5 ms each, whatever the size of the batch
 STEPS, SAMPLES = 8, 16
@@ -67,7 +69,7 @@ class Server:
     def __init__(self, steps: int = STEPS) -> None:
         self._steps = steps
         tokenizer = character_tokenizer(f"{LETTERS}+-0123456789\n")
-        self.format, self.weight_version = get_step_format("plain").bind(tokenizer), 0
+        self.format, self.weight_version = BoundStepFormat(get_step_format("plain"), tokenizer), 0
         (self._newline,) = self.format.encode_piece("\n")
         self._driver: Driver[GenerationRequest, list[Completion]] = Driver(self)
         self.batches = 0

@@ -35,19 +35,20 @@ from _environment import RESULTS, write_result
 from torch import Tensor
 
 from prmkit.engines.config import HttpEngineConfig
-from prmkit.engines.http import HTTPEngine
-from prmkit.engines.vllm import VLLMEngine
-from prmkit.engines.vllm_options import CPU_TRIAL
-from prmkit.engines.vllm_server import VLLMServer, vllm_version_of
-from prmkit.engines.weight_sync import SyncReport, iter_weights
+from prmkit.engines.remote.http import HTTPEngine
+from prmkit.engines.vllm.engine import VLLMEngine
+from prmkit.engines.vllm.options import CPU_TRIAL
+from prmkit.engines.vllm.server import VLLMServer, vllm_version_of
+from prmkit.engines.vllm.weight_sync import SyncReport, iter_weights
+from prmkit.formats.bound import BoundStepFormat
 from prmkit.io import read_json
 from prmkit.models import LoraSpec, ModelSource, build_policy
+from prmkit.records import Completion, GenerationRequest, SamplingParams
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import Completion, GenerationRequest, SamplingParams
 
 TEMPERATURE = 0.8
 TASK = AccumulatorTask()
-BOUND = TASK.step_format.bind(TASK.tokenizer())
+BOUND = BoundStepFormat(TASK.step_format, TASK.tokenizer())
 PROMPTS = [BOUND.prompt_ids(TASK.problem("train", number).question) for number in range(8)]
 CASES: dict[str, dict[str, Any]] = {
     "tied_head": {"tied": True, "lora": None},

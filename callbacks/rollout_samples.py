@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from prmkit.errors import ConfigError
 from prmkit.io import write_atomic
-from prmkit.rollouts import Rollout
+from prmkit.rl.rollouts import Rollout
 
 __all__ = ["RolloutSamples", "describe_rollout", "draw_scores"]
 

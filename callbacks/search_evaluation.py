@@ -20,11 +20,12 @@ from prmkit.evaluation.comparison_plots import comparison_figure, save_figure
 from prmkit.evaluation.summary import check_headline
 from prmkit.io import write_json
 from prmkit.models import PRMModel, load_policy, resolve_folder
+from prmkit.protocols import Grader, Task, VerifiableTask
+from prmkit.records import Problem, SamplingParams
 from prmkit.search.methods import make_params, needs_prm
 from prmkit.search.rows import SearchRow
 from prmkit.search.runner import RunParams, search_all
 from prmkit.tasks import get_task
-from prmkit.types import Grader, Problem, SamplingParams, Task, VerifiableTask
 from prmkit.weights import Kind, check_kind
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from datamodules.readers import Demonstration
 from prmkit.annotation.records import StepLabels
 from prmkit.annotation.targets import NO_ERROR, UNKNOWN_ERROR, TargetKind, first_error, step_pairs, step_targets
 from prmkit.errors import ConfigError, DataError
-from prmkit.steps import BoundStepFormat
+from prmkit.formats.bound import BoundStepFormat
 
 __all__ = ["Codec", "Example", "PRMCodec", "PRMExample", "SFTCodec", "SFTExample", "TargetConfig"]
 

@@ -27,9 +27,10 @@ from datamodules.experience_rollouts import (
 from datamodules.prompts import PromptConfig, PromptStream, open_prompts
 from prmkit.dist import gathered
 from prmkit.errors import ConfigError, DataError
-from prmkit.rewards import RewardsConfig
-from prmkit.rollouts import DynamicSampling, Rollout
-from prmkit.types import Problem, Task
+from prmkit.protocols import Task
+from prmkit.records import Problem
+from prmkit.rl.rewards import RewardsConfig
+from prmkit.rl.rollouts import DynamicSampling, Rollout
 
 __all__ = ["EvaluationConfig", "ExperienceDataModule", "IterationConfig"]
 

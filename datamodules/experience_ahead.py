@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from prmkit.engines import HFEngine
-from prmkit.engines.fused import can_fuse
+from prmkit.engines.inprocess.fused import can_fuse
 from prmkit.errors import ConfigError
 from prmkit.models.lora import merged_state_dict
-from prmkit.rewards import RewardsConfig
-from prmkit.rollouts import Group
-from prmkit.types import Engine
+from prmkit.protocols import Engine
+from prmkit.rl.rewards import RewardsConfig
+from prmkit.rl.rollouts import Group
 
 __all__ = ["Sampled", "SamplingAhead", "check_ahead", "timed"]
 

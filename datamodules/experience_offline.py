@@ -20,7 +20,7 @@ from datamodules.readers import open_mixture, record_parser
 from datamodules.sources import SourceConfig
 from prmkit.annotation.records import StepLabels
 from prmkit.errors import ConfigError, DataError
-from prmkit.steps import BoundStepFormat
+from prmkit.formats.bound import BoundStepFormat
 
 __all__ = ["OfflineBatch", "OfflineDataModule", "Pair", "Weighted", "preference_pairs", "weighted_solutions"]
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from datamodules.batches import _TensorRecord
-from prmkit.advantages import spread_steps, step_index
 from prmkit.losses import group_totals
-from prmkit.rewards import Reward, step_ends, token_rewards
-from prmkit.rollouts import Rollout
+from prmkit.rl.advantages import spread_steps, step_index
+from prmkit.rl.rewards import Reward, step_ends, token_rewards
+from prmkit.rl.rollouts import Rollout
 
 __all__ = ["EvalBatch", "Experience", "PolicyBatch", "empty_batch", "make_experience"]
 

@@ -27,14 +27,17 @@ from datamodules.rollout_signs import RolloutSigns
 from prmkit.dist import gathered, rank, world_size
 from prmkit.engines import HFEngine
 from prmkit.errors import ConfigError, DataError, StepFormatError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
+from prmkit.formats.spec import StepFormat
 from prmkit.models import PRMModel, resolve_folder
-from prmkit.rewards import OutcomeConfig, RewardsConfig
-from prmkit.rollouts import DynamicSampling, Group, Judge, Rollout, has_signal, roll_out, rollout_sums
+from prmkit.protocols import Engine, Grader, StepScorer
+from prmkit.records import Problem, SamplingParams
+from prmkit.rl.rewards import OutcomeConfig, RewardsConfig
+from prmkit.rl.rollouts import DynamicSampling, Group, Judge, Rollout, has_signal, roll_out, rollout_sums
 from prmkit.scoring import PRMScorer
 from prmkit.scoring.ensemble import PESSIMISMS, EnsembleScorer, Pessimism
 from prmkit.seeding import derive_seed
-from prmkit.steps import BoundStepFormat, StepFormat, get_step_format
-from prmkit.types import Engine, Grader, Problem, SamplingParams, StepScorer
 from prmkit.weights import check_kind
 
 __all__ = ["EngineOptions", "Learner", "PRMSource", "RolloutWorker", "WorkerOptions"]

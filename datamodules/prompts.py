@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from datamodules.batching import generator
 from prmkit.errors import ConfigError, DataError
+from prmkit.protocols import Task
+from prmkit.records import Problem
 from prmkit.tasks import get_task
-from prmkit.types import Problem, Task
 
 __all__ = ["PromptConfig", "PromptStream", "open_prompts"]
 

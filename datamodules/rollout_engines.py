@@ -17,10 +17,10 @@ import torch
 
 from prmkit.dist import barrier, from_rank_0, rank, world_size
 from prmkit.engines import HFEngine
-from prmkit.engines.vllm_options import VLLMOptions
+from prmkit.engines.vllm.options import VLLMOptions
 from prmkit.errors import ConfigError
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Engine
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.protocols import Engine
 
 __all__ = ["EngineOptions", "RolloutEngine", "VLLMRollouts", "open_rollout_engine"]
 
@@ -108,7 +108,7 @@ def open_rollout_engine(
     """
     if options.kind == "hf":
         return _Plain(options, model, bound_format, device, version)
-    from prmkit.engines.weight_sync import check_names
+    from prmkit.engines.vllm.weight_sync import check_names
 
     vllm = options.vllm or VLLMRollouts()
     check_names(model)
@@ -152,7 +152,7 @@ class _Colocated:
     """vLLM in every training process; each rank sends to its own."""
 
     def __init__(self, config: VLLMRollouts, model: Any, bound_format: BoundStepFormat) -> None:
-        from prmkit.engines.vllm import VLLMEngine
+        from prmkit.engines.vllm.engine import VLLMEngine
 
         self._model, self._sleeps = model, config.options.sleep
         self._resources = ExitStack()
@@ -161,7 +161,7 @@ class _Colocated:
         self.engine = VLLMEngine(folder, bound_format, _rollout_options(config.options, extra))
 
     def sync(self, version: int) -> None:
-        from prmkit.engines.weight_sync import iter_weights
+        from prmkit.engines.vllm.weight_sync import iter_weights
 
         self.engine.wake()
         self.engine.update_weights(iter_weights(self._model), version)
@@ -183,8 +183,8 @@ class _Served:
 
     def __init__(self, config: VLLMRollouts, model: Any, bound_format: BoundStepFormat) -> None:
         from prmkit.engines.config import HttpEngineConfig
-        from prmkit.engines.http import HTTPEngine
-        from prmkit.engines.vllm_server import VLLMServer
+        from prmkit.engines.remote.http import HTTPEngine
+        from prmkit.engines.vllm.server import VLLMServer
 
         self._model = model
         self._resources = ExitStack()
@@ -208,7 +208,7 @@ class _Served:
         self.engine = self._resources.enter_context(HTTPEngine(HttpEngineConfig(endpoints=endpoints), bound_format))
 
     def sync(self, version: int) -> None:
-        from prmkit.engines.weight_sync import iter_weights
+        from prmkit.engines.vllm.weight_sync import iter_weights
 
         weights = iter_weights(self._model)
         if self._server is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from prmkit.formats.bound import BoundStepFormat
 from prmkit.legibility import prompt_signs, warn_of
-from prmkit.rollouts import Rollout
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Grader
+from prmkit.protocols import Grader
+from prmkit.rl.rollouts import Rollout
 
 __all__ = ["RolloutSigns"]
 

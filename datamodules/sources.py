@@ -18,9 +18,10 @@ from prmkit.annotation.formats import RecordFormat
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import expand_paths
 from prmkit.json_objects import one_object_a_line, parse_json_line, read_spans, skip_mark
+from prmkit.protocols import Task, VerifiableTask
+from prmkit.records import Problem
 from prmkit.seeding import derive_seed
 from prmkit.tasks import get_task
-from prmkit.types import Problem, Task, VerifiableTask
 
 __all__ = ["HubSource", "JsonlSource", "Raw", "Source", "SourceConfig", "TaskSource", "open_source"]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from prmkit.ends import end_ids_of, model_end_ids
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.ends import end_ids_of, model_end_ids
+from prmkit.formats.presets import get_step_format
+from prmkit.formats.spec import StepFormat
 from prmkit.models import ModelSource, load_tokenizer
 from prmkit.models.folders import resolve_folder
 from prmkit.models.source import resolve_source
-from prmkit.steps import BoundStepFormat, StepFormat, get_step_format
 
 __all__ = ["bind_format"]
 
@@ -30,7 +32,7 @@ def bind_format(source: ModelSource, step_format: str | dict[str, Any] | None) -
         spec = StepFormat.load(resolve_source(source))
     else:
         spec = get_step_format("plain")
-    return spec.bind(load_tokenizer(source), _ends(source))
+    return BoundStepFormat(spec, load_tokenizer(source), _ends(source))
 
 
 def _ends(source: ModelSource) -> tuple[int, ...]:

@@ -11,15 +11,6 @@ from lightning_modules.optimizers import OptimizerConfig
 from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating
 from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.policy_online import OnlinePolicy
-from prmkit.advantages import (
-    GroupAdvantages,
-    GroupConfig,
-    Moments,
-    outcome_advantages,
-    process_advantages,
-    spread_steps,
-    step_token_counts,
-)
 from prmkit.dist import summed
 from prmkit.errors import ConfigError
 from prmkit.losses import (
@@ -28,6 +19,15 @@ from prmkit.losses import (
     PolicyLossConfig,
 )
 from prmkit.models import ModelSource
+from prmkit.rl.advantages import (
+    GroupAdvantages,
+    GroupConfig,
+    Moments,
+    outcome_advantages,
+    process_advantages,
+    spread_steps,
+    step_token_counts,
+)
 
 __all__ = ["GRPO"]
 

@@ -13,7 +13,6 @@ from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluatin
 from lightning_modules.policy_critic import Critic, CriticConfig
 from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.policy_online import OnlinePolicy
-from prmkit.advantages import GAEConfig, Moments, gae, step_table, two_level_gae, whiten
 from prmkit.dist import summed
 from prmkit.errors import ConfigError
 from prmkit.losses import (
@@ -27,6 +26,7 @@ from prmkit.losses import (
     window_total,
 )
 from prmkit.models import ModelSource
+from prmkit.rl.advantages import GAEConfig, Moments, gae, step_table, two_level_gae, whiten
 
 __all__ = ["PPO"]
 

@@ -13,8 +13,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prmkit.steps import BoundStepFormat
-    from prmkit.types import Problem
+    from prmkit.formats.bound import BoundStepFormat
+    from prmkit.records import Problem
 
 __all__ = ["MOST_UNKNOWN", "Signs", "prompt_signs", "warn_of"]
 

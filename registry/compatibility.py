@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from prmkit.formats.spec import StepFormat
 from prmkit.plugins import HEADS
-from prmkit.steps import StepFormat
 from registry.errors import IncompatibleError
 from registry.facts import ModelFacts, read_facts
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from prmkit.errors import DataError
+from prmkit.formats.spec import STEP_FORMAT_FILE, StepFormat
 from prmkit.io import read_json
-from prmkit.steps import STEP_FORMAT_FILE, StepFormat
 from prmkit.weights import CARD_FILE, check_weights, head_outputs, kind_of
 
 __all__ = ["ModelFacts", "TokenizerFacts", "read_facts", "tokenizer_facts"]

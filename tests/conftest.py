@@ -43,8 +43,8 @@ def tiny_qwen2(tmp_path_factory):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+    from prmkit.formats.presets import get_step_format
     from prmkit.models import save_policy
-    from prmkit.steps import get_step_format
 
     blank_line = "\u010a\u010a"
     words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), blank_line]

@@ -13,9 +13,10 @@ from prmkit.cli import main
 from prmkit.cli.fit_settings import read_fit
 from prmkit.cli.options import parse_settings, peek
 from prmkit.cli.parsing import expand_configs
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
 from prmkit.models import ModelSource, build_policy, load_tokenizer, save_policy
 from prmkit.resources import config_root, shipped_configs
-from prmkit.steps import get_step_format
 from prmkit.tasks import get_task
 
 FIT_JOBS = ("sft", "prm")
@@ -36,7 +37,9 @@ def policies(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("policies")
     source = ModelSource(config=TINY, tokenizer="accumulator")
     tokenizer = load_tokenizer(source)
-    save_policy(build_policy(source, tokenizer), tokenizer, get_step_format("plain").bind(tokenizer), root / "plain")
+    save_policy(
+        build_policy(source, tokenizer), tokenizer, BoundStepFormat(get_step_format("plain"), tokenizer), root / "plain"
+    )
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     space, newline = "\u0120", "\u010a"
@@ -52,7 +55,7 @@ def policies(tmp_path_factory) -> dict[str, Path]:
     fast.save_pretrained(root / "bpe-tokenizer")
     source = ModelSource(config=TINY, tokenizer=str(root / "bpe-tokenizer"))
     tokenizer = load_tokenizer(source)
-    bound = get_step_format("math-psa").bind(tokenizer)
+    bound = BoundStepFormat(get_step_format("math-psa"), tokenizer)
     save_policy(build_policy(source, tokenizer), tokenizer, bound, root / "math-psa")
     return {"plain": root / "plain", "math-psa": root / "math-psa"}
 

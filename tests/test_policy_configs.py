@@ -8,9 +8,10 @@ import pytest
 from prmkit.cli import main
 from prmkit.cli.fit_settings import read_fit
 from prmkit.cli.parsing import expand_configs
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
 from prmkit.models import ModelSource, PRMModel, build_policy, build_prm, load_tokenizer, save_policy
 from prmkit.resources import shipped_configs
-from prmkit.steps import get_step_format
 
 JOBS = ("grpo", "ppo", "dpo")
 NAMES = [name for job in JOBS for name in shipped_configs(job)]
@@ -23,7 +24,7 @@ TINY = ModelSource(config=CONFIG, tokenizer="accumulator")
 def policy(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("tiny") / "policy"
     tokenizer = load_tokenizer(TINY)
-    save_policy(build_policy(TINY, tokenizer), tokenizer, get_step_format("plain").bind(tokenizer), path)
+    save_policy(build_policy(TINY, tokenizer), tokenizer, BoundStepFormat(get_step_format("plain"), tokenizer), path)
     return str(path)
 
 
@@ -58,7 +59,7 @@ def test_config_instantiates(name, policy, tmp_path, monkeypatch):
 @pytest.mark.parametrize("job", ["grpo", "ppo"])
 def test_quick_config_runs_with_a_prm(job, policy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    bound = get_step_format("plain-head").bind(load_tokenizer(TINY))
+    bound = BoundStepFormat(get_step_format("plain-head"), load_tokenizer(TINY))
     PRMModel(build_prm(TINY, bound).model, bound).save_pretrained(tmp_path / "prm")
     more = ["--data.prm.path", "prm", "--data.rewards.process.form", "min", "--data.max_tokens", "16"]
     more += ["--trainer.max_epochs", "1", "--trainer.logger", "false"]

@@ -46,7 +46,8 @@ def read_card(folder, schema):
 
 
 def read_step_format(folder, schema):
-    from prmkit.steps import StepFormat, get_step_format
+    from prmkit.formats.presets import get_step_format
+    from prmkit.formats.spec import StepFormat
 
     write(folder / "step_format.json", {**get_step_format("plain").to_dict(), "schema": schema})
     StepFormat.load(folder)
@@ -61,8 +62,8 @@ def read_labels(folder, schema):
 
 
 def read_rows(folder, schema):
+    from prmkit.records import Usage
     from prmkit.search.rows import SearchRow, read_rows
-    from prmkit.types import Usage
 
     row = SearchRow(problem_id="a", question="q", answer="1", traces=(), greedy=None, usage=Usage(), level=None,
                     source="t", error=None)  # fmt: skip
@@ -105,7 +106,7 @@ def read_metrics(folder, schema):
 
 READERS = {
     "prmkit.models.folders._SCHEMA": read_card,
-    "prmkit.steps.SCHEMA": read_step_format,
+    "prmkit.formats.spec.SCHEMA": read_step_format,
     "prmkit.annotation.records.RECORD_SCHEMA": read_labels,
     "prmkit.search.rows.ROW_SCHEMA": read_rows,
     "prmkit.jobs.chunks._SCHEMA": read_output,

@@ -15,9 +15,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prmkit.protocols import Engine, Grader
+from prmkit.records import Completion, GenerationRequest, Problem, SamplingParams, Step
 from prmkit.search.budget import Budget
 from prmkit.seeding import derive_seed
-from prmkit.types import Completion, Engine, GenerationRequest, Grader, Problem, SamplingParams, Step
 
 __all__ = ["AnswerJudge", "Estimate", "Estimator", "Rollout", "Sampling", "ids_of"]
 

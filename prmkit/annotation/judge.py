@@ -21,8 +21,9 @@ from prmkit.jobs.chunks import ChunkedOutput
 from prmkit.jobs.items import Items
 from prmkit.jobs.runner import Failure, Part, Work, isolated, run
 from prmkit.json_objects import read_objects, shown
+from prmkit.protocols import Engine, StepScorer
+from prmkit.records import GenerationRequest, SamplingParams
 from prmkit.seeding import derive_seed
-from prmkit.types import Engine, GenerationRequest, SamplingParams, StepScorer
 
 __all__ = [
     "EngineJudge",

@@ -14,10 +14,11 @@ from prmkit.annotation.counts import AnnotationCounts, ProblemLabels, most_frequ
 from prmkit.annotation.estimate import AnswerJudge, Estimator, Sampling, ids_of
 from prmkit.annotation.records import StepLabels
 from prmkit.errors import ConfigError
+from prmkit.protocols import Engine, Grader
+from prmkit.records import Problem, SamplingParams, Trace
 from prmkit.search.budget import Budget
 from prmkit.search.sampling import sample_traces, solution_text
 from prmkit.seeding import derive_seed
-from prmkit.types import Engine, Grader, Problem, SamplingParams, Trace
 
 __all__ = ["SOURCE", "MathShepherdParams", "annotate_problem", "annotate_solutions"]
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from prmkit.annotation import math_shepherd
 from prmkit.annotation.counts import ProblemLabels
+from prmkit.protocols import Engine, Grader
+from prmkit.records import Problem, SamplingParams
 from prmkit.search.budget import Budget
-from prmkit.types import Engine, Grader, Problem, SamplingParams
 
 __all__ = ["SOURCE", "MiPSParams", "annotate_problem"]
 

@@ -22,9 +22,10 @@ from prmkit.annotation.estimate import AnswerJudge, Estimate, Estimator, Rollout
 from prmkit.annotation.records import StepLabels
 from prmkit.annotation.tree import SearchedSolution, SearchTree, TreeState, build_states
 from prmkit.errors import ConfigError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.protocols import Engine, Grader
+from prmkit.records import Problem, SamplingParams, Step
 from prmkit.search.budget import Budget
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Engine, Grader, Problem, SamplingParams, Step
 
 __all__ = ["SOURCE", "CutKind", "OmegaPRMParams", "annotate_problem", "split_span", "urgency"]
 

@@ -10,7 +10,8 @@ from typing import Any
 from prmkit.annotation.records import StepLabels
 from prmkit.annotation.targets import NO_ERROR, UNKNOWN_ERROR, first_error, step_verdicts
 from prmkit.errors import DataError
-from prmkit.types import Problem, VerifiableTask
+from prmkit.protocols import VerifiableTask
+from prmkit.records import Problem
 
 __all__ = ["LabelTruth", "compare_with_truth", "describe_labels"]
 

@@ -17,8 +17,9 @@ from prmkit.errors import ConfigError
 from prmkit.jobs.chunks import ChunkedOutput
 from prmkit.jobs.runner import Failure, Part, Work, isolated
 from prmkit.jobs.runner import run as run_work
+from prmkit.protocols import Engine, Grader
+from prmkit.records import Problem, Usage
 from prmkit.search.budget import Budget
-from prmkit.types import Engine, Grader, Problem, Usage
 
 __all__ = ["AnnotationRun", "Workers", "annotation_work", "run_annotation"]
 

@@ -16,10 +16,11 @@ from prmkit.annotation.counts import AnnotationCounts, ProblemLabels, most_frequ
 from prmkit.annotation.estimate import AnswerJudge, Estimate, Estimator, Sampling
 from prmkit.annotation.records import StepLabels
 from prmkit.errors import ConfigError, DataError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.protocols import Engine, Grader
+from prmkit.records import Problem, SamplingParams
 from prmkit.search.budget import Budget
 from prmkit.search.rows import SearchRow, TraceRecord
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Engine, Grader, Problem, SamplingParams
 
 __all__ = ["SOURCE", "Candidates", "TracesParams", "annotate_problem", "problems_of"]
 

@@ -31,7 +31,8 @@ from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError, DataError
 from prmkit.jobs.items import Items, problem_items
-from prmkit.types import Engine, Problem, SamplingParams, Task, Usage, VerifiableTask
+from prmkit.protocols import Engine, Task, VerifiableTask
+from prmkit.records import Problem, SamplingParams, Usage
 
 if TYPE_CHECKING:
     from prmkit.annotation.runner import AnnotationRun

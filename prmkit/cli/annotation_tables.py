@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from prmkit.annotation.counts import AnnotationCounts
-from prmkit.types import Usage
+from prmkit.records import Usage
 
 __all__ = ["label_tables"]
 

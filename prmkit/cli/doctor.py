@@ -154,7 +154,7 @@ def _runs_folder(folder: Path) -> dict[str, Any]:
 
 def _ask_endpoint(url: str) -> dict[str, Any]:
     """What a server says that it serves, or why it does not answer."""
-    from prmkit.engines.http_client import HttpClient
+    from prmkit.engines.remote.client import HttpClient
 
     models: list[str] = []
 

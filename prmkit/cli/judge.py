@@ -23,7 +23,7 @@ from prmkit.cli.options import (
 from prmkit.cli.outputs import check_output_file
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError
-from prmkit.types import SamplingParams
+from prmkit.records import SamplingParams
 
 __all__ = ["SUMMARY", "JudgeConfig", "run_judge_command"]
 

@@ -16,8 +16,10 @@ from urllib.parse import urlsplit
 
 from prmkit.cli.options import EngineConfig, ProblemSource, ScorerConfig
 from prmkit.errors import ConfigError, DataError, StepFormatError
-from prmkit.steps import StepFormat, get_step_format
-from prmkit.types import Engine, Grader, Problem, Task
+from prmkit.formats.presets import get_step_format
+from prmkit.formats.spec import StepFormat
+from prmkit.protocols import Engine, Grader, Task
+from prmkit.records import Problem
 
 if TYPE_CHECKING:
     from prmkit.scoring import HTTPScorer, PRMScorer

@@ -41,6 +41,7 @@ from prmkit.evaluation.budgets import (
     share_sampling,
 )
 from prmkit.evaluation.summary import check_headline
+from prmkit.formats.spec import StepFormat
 from prmkit.jobs.chunks import ChunkedOutput, meta_path
 from prmkit.jobs.claims import ClaimFolder
 from prmkit.jobs.items import Items, problem_items
@@ -48,14 +49,14 @@ from prmkit.jobs.runner import gather, run_claimed
 from prmkit.legibility import prompt_signs, warn_of
 from prmkit.ownership import check_outputs
 from prmkit.progress import ProgressLine
+from prmkit.protocols import StepScorer, Task
+from prmkit.records import Problem, SamplingParams
 from prmkit.scoring.ensemble import EnsembleScorer, Pessimism
 from prmkit.search.best_of_n import BestOfNParams, CoTParams
 from prmkit.search.budget import BudgetLimits
 from prmkit.search.methods import METHODS, needs_prm
 from prmkit.search.rows import SearchRow
 from prmkit.search.runner import RunParams, Searcher, run_search, search_work
-from prmkit.steps import StepFormat
-from prmkit.types import Problem, SamplingParams, StepScorer, Task
 
 __all__ = ["PLAIN", "SUMMARY", "SearchConfig", "SearchJob", "method_list", "parser", "prm_list", "run"]
 

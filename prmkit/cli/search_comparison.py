@@ -16,8 +16,8 @@ from prmkit.evaluation.plots import companion
 from prmkit.evaluation.summary import tokens_spent
 from prmkit.evaluation.tables import comparison_rows, level_rows, rich_table
 from prmkit.io import write_json
+from prmkit.protocols import VerifiableTask
 from prmkit.search.rows import read_rows
-from prmkit.types import VerifiableTask
 
 __all__ = ["LEVEL_PICTURE", "report"]
 

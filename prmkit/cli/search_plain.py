@@ -18,8 +18,8 @@ from prmkit.evaluation.tables import accuracy_rows, rich_table
 from prmkit.io import write_json
 from prmkit.legibility import Signs, warn_of
 from prmkit.progress import format_seconds
+from prmkit.protocols import VerifiableTask
 from prmkit.search.rows import SearchRow, read_rows
-from prmkit.types import VerifiableTask
 
 __all__ = ["PICTURE", "report", "show_search", "warn_of_failures"]
 

@@ -131,7 +131,7 @@ def _policy(config: ServeConfig, values: Any, stack: ExitStack) -> ServedModel |
     if config.policy is None:
         return None
     folder, step_format = resolve_model(config.policy, config.policy_format, "policy")
-    from prmkit.engines.hf import HFEngine
+    from prmkit.engines.inprocess.hf import HFEngine
     from prmkit.serving.app import ServedModel
 
     engine = load_engine(folder, step_format, values["engine"], stack)

@@ -1,4 +1,9 @@
-"""Engines write completions. See `prmkit.types.Engine`; importing this package does not import torch."""
+"""Engines write completions. See `prmkit.protocols.Engine`; importing this package does not import torch.
+
+`factory` opens one by its config: `inprocess` (transformers under our own loop), `remote` (servers), `vllm` (in this
+process). `scripted` writes what a script says, `contract` checks what every engine promises; `driver` and `stops` are
+shared by several kinds. What is done with completions is left to search, annotation and reinforcement learning.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 from prmkit.engines.scripted import ScriptedEngine
 
 if TYPE_CHECKING:
-    from prmkit.engines.hf import EngineStats, HFEngine
-    from prmkit.engines.http import HTTPEngine
+    from prmkit.engines.inprocess.hf import EngineStats, HFEngine
+    from prmkit.engines.remote.http import HTTPEngine
 
 __all__ = ["EngineStats", "HFEngine", "HTTPEngine", "ScriptedEngine"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("EngineStats", "HFEngine"):
-        from prmkit.engines import hf
+        from prmkit.engines.inprocess import hf
 
         return getattr(hf, name)
     if name == "HTTPEngine":
-        from prmkit.engines import http
+        from prmkit.engines.remote import http
 
         return http.HTTPEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

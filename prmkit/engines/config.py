@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from prmkit.errors import ConfigError
 from prmkit.plugins import Catalogue
-from prmkit.types import Engine
+from prmkit.protocols import Engine
 
 __all__ = [
     "ENGINES",
@@ -56,7 +56,7 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 def register_engine(name: str, *, weights: bool = True) -> Callable[[Made], Made]:
     """Register an engine that samples for `prm annotate` and `prm search`: `--engine NAME`, `engine.kind: NAME`.
 
-    Decorates `(config, folder, step_format, stack, *, logprobs) -> prmkit.types.Engine`, see
+    Decorates `(config, folder, step_format, stack, *, logprobs) -> prmkit.protocols.Engine`, see
     `prmkit.engines.factory.open_engine`; its settings are the mapping `config.options`.
 
     Args:
@@ -173,7 +173,6 @@ class EngineConfig:
             raise ConfigError(
                 "engine.http.endpoints", [], "at least one server's address", "Give --endpoint http://HOST:PORT."
             )
-
 
     @property
     def weights(self) -> bool:

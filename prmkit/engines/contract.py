@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from prmkit.types import Completion, Engine, GenerationRequest, SamplingParams
+from prmkit.protocols import Engine
+from prmkit.records import Completion, GenerationRequest, SamplingParams
 
 __all__ = ["ENGINE_CHECKS", "EngineCheck"]
 

@@ -1,6 +1,6 @@
 """Engines by name: what `engine.kind` stands for is opened here.
 
-`vllm` is built by `prmkit.engines.vllm.open_vllm_engine`, imported when it is asked for. It has this interface:
+`vllm` is built by `prmkit.engines.vllm.engine.open_vllm_engine`, imported when it is asked for. It has this interface:
 
     open_vllm_engine(
         folder: Path,                 local model folder, as transformers reads it
@@ -23,16 +23,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prmkit.ends import model_end_ids
 from prmkit.engines.config import ENGINES, EngineConfig, HttpConfig
 from prmkit.errors import ConfigError, MissingDependencyError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.ends import model_end_ids
+from prmkit.formats.spec import StepFormat
 from prmkit.plugins import import_attribute
-from prmkit.steps import StepFormat
-from prmkit.types import Engine
+from prmkit.protocols import Engine
 
 if TYPE_CHECKING:
-    from prmkit.engines.hf import HFEngine
-    from prmkit.engines.http import HTTPEngine
+    from prmkit.engines.inprocess.hf import HFEngine
+    from prmkit.engines.remote.http import HTTPEngine
 
 __all__ = [
     "open_engine",
@@ -75,7 +76,7 @@ def open_hf(
 ) -> HFEngine:
     """The in-process engine. It has nothing to close, and gives log-probabilities anyway."""
     del stack, logprobs
-    from prmkit.engines.hf import HFEngine
+    from prmkit.engines.inprocess.hf import HFEngine
     from prmkit.models import load_policy
 
     policy = load_policy(folder, step_format, config.dtype, torch_device(config.device))
@@ -92,10 +93,10 @@ def open_http(
     config: EngineConfig, folder: Path, step_format: StepFormat, stack: ExitStack, *, logprobs: bool
 ) -> HTTPEngine:
     """The engine that asks servers."""
-    from prmkit.engines.http import HTTPEngine
+    from prmkit.engines.remote.http import HTTPEngine
     from prmkit.models.source import read_tokenizer
 
-    bound = step_format.bind(read_tokenizer(folder), model_end_ids(folder))
+    bound = BoundStepFormat(step_format, read_tokenizer(folder), model_end_ids(folder))
     return stack.enter_context(HTTPEngine(config.http, bound, logprobs=logprobs))
 
 
@@ -104,7 +105,7 @@ def open_vllm(
 ) -> Engine:
     """vLLM in this process."""
     try:
-        module: Any = importlib.import_module("prmkit.engines.vllm")
+        module: Any = importlib.import_module("prmkit.engines.vllm.engine")
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"engine.kind vllm: {error.name} is not installed. Get it with: pip install 'prmkit[vllm]', best in an "
@@ -116,7 +117,7 @@ def open_vllm(
     card = read_card(folder)
     engine: Any = module.open_vllm_engine(
         folder,
-        step_format.bind(read_tokenizer(folder), model_end_ids(folder)),
+        BoundStepFormat(step_format, read_tokenizer(folder), model_end_ids(folder)),
         config.vllm,
         dtype=config.dtype,
         logprobs=logprobs,
@@ -149,8 +150,8 @@ def serve_identity(config: HttpConfig) -> dict[str, Any]:
         ConfigError: it does not serve the model.
         EngineLostError: none answers.
     """
-    from prmkit.engines.http_client import HttpClient
-    from prmkit.engines.served import Served, ask_served
+    from prmkit.engines.remote.client import HttpClient
+    from prmkit.engines.remote.served import Served, ask_served
 
     found: list[Served] = []
 

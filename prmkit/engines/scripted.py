@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from prmkit.engines.stops import find_stop
 from prmkit.errors import ConfigError
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Completion, FinishReason, GenerationRequest
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.records import Completion, FinishReason, GenerationRequest
 
 __all__ = ["Script", "ScriptedEngine", "ScriptedStats"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prmkit.steps import BoundStepFormat
+from prmkit.formats.bound import BoundStepFormat
 
 __all__ = ["StopTable", "find_stop"]
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from prmkit.errors import ConfigError
+from prmkit.protocols import Engine, Grader, StepScorer
+from prmkit.records import SamplingParams
 from prmkit.search.budget import BudgetLimits
 from prmkit.search.compute_optimal import ComputeOptimalParams, MethodChoice
 from prmkit.search.methods import METHODS, make_method, resize
 from prmkit.search.runner import Searcher
-from prmkit.types import Engine, Grader, SamplingParams, StepScorer
 
 __all__ = ["BudgetPlan", "BudgetUnit", "PlannedSearch", "make_searchers", "plan_searches", "share_sampling"]
 

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from prmkit.aggregate import AGGREGATIONS
 from prmkit.evaluation.accuracy import Samples, mean_and_se, method_names, problem_accuracy, samples_from_rows
 from prmkit.evaluation.summary import check_headline, truth_figures
+from prmkit.protocols import VerifiableTask
+from prmkit.records import Problem
 from prmkit.search.rows import SearchRow
-from prmkit.types import Problem, VerifiableTask
 
 __all__ = ["BASELINE", "comparison_figures", "curves", "independent_rows", "levels_of", "search_truth"]
 

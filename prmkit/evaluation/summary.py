@@ -18,8 +18,9 @@ from prmkit.evaluation.accuracy import (
     samples_from_rows,
 )
 from prmkit.evaluation.prm_metrics import prm_figures
+from prmkit.protocols import VerifiableTask
+from prmkit.records import Problem
 from prmkit.search.rows import SearchRow
-from prmkit.types import Problem, VerifiableTask
 
 __all__ = ["GAIN_AT", "check_headline", "figures", "tokens_spent", "truth_figures"]
 

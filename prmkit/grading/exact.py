@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prmkit.types import Grade
+from prmkit.records import Grade
 
 __all__ = ["ExactGrader"]
 

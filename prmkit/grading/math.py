@@ -16,7 +16,7 @@ from prmkit.errors import ConfigError
 from prmkit.grading.extract import DEFAULT_EXTRACTORS, extract_answer, get_extractors
 from prmkit.grading.normal import Group, group_of, normalise, number
 from prmkit.grading.pool import ComparisonPool, Verdict
-from prmkit.types import Grade
+from prmkit.records import Grade
 
 __all__ = ["MathGrader"]
 
@@ -30,7 +30,7 @@ _Atoms = tuple[str, str]
 
 
 class MathGrader:
-    """Extracts and compares mathematical answers (see `prmkit.types.Grader`). Equivalence is symmetric.
+    """Extracts and compares mathematical answers (see `prmkit.protocols.Grader`). Equivalence is symmetric.
 
     A comparison that overruns its limits counts as not equivalent, with `Grade.timed_out` set. Workers start with the
     first comparison that needs one and end with `close`, the `with` block, or the process.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prmkit.errors import ConfigError, DataError
-from prmkit.types import Problem
+from prmkit.records import Problem
 
 __all__ = ["Items", "content_key", "problem_items"]
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from prmkit.ends import end_ids_of, model_end_ids
 from prmkit.errors import DataError, StepFormatError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.ends import end_ids_of, model_end_ids
+from prmkit.formats.spec import StepFormat
 from prmkit.models.folders import ModelCard, atomic_folder, read_card, resolve_folder
 from prmkit.models.lora import add_lora, merged_state_dict
 from prmkit.models.sharding import writes
@@ -29,7 +31,6 @@ from prmkit.models.source import (
     write_tokenizer,
 )
 from prmkit.quiet import weights_follow
-from prmkit.steps import BoundStepFormat, StepFormat
 from prmkit.weights import SPOILED, check_kind, check_weights
 
 __all__ = ["LoadedPolicy", "build_policy", "checked_lm_head", "load_policy", "save_policy"]
@@ -77,7 +78,7 @@ def save_policy(
     replaced, any other is refused (ConfigError). Where weights are divided among processes it is collective: process 0
     writes, and holds all weights on the CPU meanwhile.
     """
-    bound = step_format if isinstance(step_format, BoundStepFormat) else step_format.bind(tokenizer)
+    bound = step_format if isinstance(step_format, BoundStepFormat) else BoundStepFormat(step_format, tokenizer)
     state = merged_state_dict(model)
     if not writes(model):
         return
@@ -131,7 +132,10 @@ def load_policy(
         cast(nn.Module, model).to(device)
     card = read_card(folder)
     return LoadedPolicy(
-        model.eval(), tokenizer, spec.bind(tokenizer, model_end_ids(folder)), card.weight_version if card else 0
+        model.eval(),
+        tokenizer,
+        BoundStepFormat(spec, tokenizer, model_end_ids(folder)),
+        card.weight_version if card else 0,
     )
 
 

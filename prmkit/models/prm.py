@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PretrainedConfig, PreTrainedModel
 
-from prmkit.ends import model_end_ids
 from prmkit.errors import DataError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.ends import model_end_ids
+from prmkit.formats.spec import StepFormat
 from prmkit.losses.prm import log_odds
 from prmkit.models.folders import ModelCard, atomic_folder, resolve_folder
 from prmkit.models.heads import class_of_head, plan_head
@@ -35,7 +37,6 @@ from prmkit.models.source import (
     write_tokenizer,
 )
 from prmkit.plugins import HEADS
-from prmkit.steps import BoundStepFormat, StepFormat
 from prmkit.weights import check_weights
 
 __all__ = ["PRMModel", "build_prm"]
@@ -89,7 +90,7 @@ class PRMModel(nn.Module):
         """
         folder = resolve_folder(path)
         spec = step_format if step_format is not None else StepFormat.load(folder)
-        bound = spec.bind(read_tokenizer(folder), model_end_ids(folder))
+        bound = BoundStepFormat(spec, read_tokenizer(folder), model_end_ids(folder))
         model = _read(folder, bound, dtype, attn_implementation, seed)
         prm = cls(model, bound).eval()
         return prm if device is None else prm.to(device)

@@ -1,4 +1,4 @@
-"""Scorers score steps. See `prmkit.types.StepScorer`; importing this package does not import torch."""
+"""Scorers score steps. See `prmkit.protocols.StepScorer`; importing this package does not import torch."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from prmkit.errors import ConfigError, DataError
-from prmkit.types import StepScorer, StepScores
+from prmkit.protocols import StepScorer
+from prmkit.records import StepScores
 
 __all__ = ["PESSIMISMS", "EnsembleScorer", "Pessimism", "pessimistic"]
 
@@ -46,7 +47,7 @@ def pessimistic(scores: Sequence[float], how: Pessimism) -> float:
 
 
 class EnsembleScorer:
-    """Several scorers as one; implements `prmkit.types.StepScorer`.
+    """Several scorers as one; implements `prmkit.protocols.StepScorer`.
 
     Args:
         members: the scorers; at least one. They may be of any kind and of different step formats.

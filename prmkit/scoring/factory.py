@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from prmkit.ends import model_end_ids
 from prmkit.engines.factory import torch_device
 from prmkit.errors import ConfigError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.ends import model_end_ids
+from prmkit.formats.spec import StepFormat
 from prmkit.scoring.config import ScorerConfig
 from prmkit.scoring.http import HTTPScorer
 from prmkit.scoring.prm import PRMScorer
-from prmkit.steps import StepFormat
 from prmkit.weights import check_kind
 
 __all__ = ["open_scorer"]
@@ -44,6 +45,6 @@ def open_scorer(
             from prmkit.models.source import read_tokenizer
 
             return stack.enter_context(
-                HTTPScorer(config.http, step_format.bind(read_tokenizer(folder), model_end_ids(folder)))
+                HTTPScorer(config.http, BoundStepFormat(step_format, read_tokenizer(folder), model_end_ids(folder)))
             )
     raise ConfigError("scorer.kind", config.kind, "hf | http")

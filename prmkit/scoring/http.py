@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from prmkit.engines.http_client import HttpClient, OverHTTP
-from prmkit.engines.http_protocol import understood
-from prmkit.engines.served import Served, ask_served
+from prmkit.engines.remote.client import HttpClient, OverHTTP
+from prmkit.engines.remote.protocol import understood
+from prmkit.engines.remote.served import Served, ask_served
 from prmkit.errors import ConfigError, EngineLostError, ServerError
+from prmkit.formats.bound import BoundStepFormat, EncodedSteps
+from prmkit.records import StepScores
 from prmkit.scoring.config import HttpScorerConfig
-from prmkit.steps import BoundStepFormat, EncodedSteps
-from prmkit.types import StepScores
 
 __all__ = ["HTTPScorer", "HTTPScorerStats", "read_scores"]
 
@@ -39,7 +39,7 @@ class HTTPScorerStats:
 
 
 class HTTPScorer(OverHTTP):
-    """Scorer over HTTP; implements `prmkit.types.StepScorer`. A context manager, which closes the connections.
+    """Scorer over HTTP; implements `prmkit.protocols.StepScorer`. A context manager, which closes the connections.
 
     Making one contacts the endpoints: each must serve the model and score a small input.
 
@@ -106,7 +106,7 @@ class HTTPScorer(OverHTTP):
         return body
 
     async def _probe(self, client: HttpClient, url: str) -> None:
-        """See `http_client.Probe`: is it the model, and does it score?"""
+        """See `prmkit.engines.remote.client.Probe`: is it the model, and does it score?"""
         served = await ask_served(client, url)
         encoded = _needed(self._format.encode_steps(*_PROBE))
         try:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from prmkit.engines.decoder import build_decoder
 from prmkit.engines.driver import Driver, Job
-from prmkit.engines.prefixes import PrefixEncoder
+from prmkit.engines.inprocess.decoder import build_decoder
+from prmkit.engines.inprocess.prefixes import PrefixEncoder
 from prmkit.errors import ConfigError
+from prmkit.formats.bound import BoundStepFormat, EncodedSteps
 from prmkit.models.lora import merged_state_dict
-from prmkit.steps import BoundStepFormat, EncodedSteps
-from prmkit.types import StepScores
+from prmkit.records import StepScores
 
 if TYPE_CHECKING:
     from prmkit.models.prm import PRMModel
@@ -45,7 +45,7 @@ class ScorerStats:
 
 
 class PRMScorer:
-    """In-process scorer; implements `prmkit.types.StepScorer`.
+    """In-process scorer; implements `prmkit.protocols.StepScorer`.
 
     Calls that wait at the same time run as one batch. Whatever two of them share from the beginning (the question, the
     steps of a common ancestor, everything) is encoded once. Scores equal those of the model's own forward to 1e-5 and,

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from prmkit.errors import ConfigError
-from prmkit.types import StepScores
+from prmkit.records import StepScores
 
 __all__ = ["TableScorer"]
 

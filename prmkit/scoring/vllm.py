@@ -1,4 +1,4 @@
-"""A PRM in a vLLM of this process: the scorer's side of `prmkit.engines.vllm`."""
+"""A PRM in a vLLM of this process: the scorer's side of `prmkit.engines.vllm.engine`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 import torch
 
 from prmkit.engines.driver import Driver, Job
-from prmkit.engines.vllm_options import VLLMOptions
-from prmkit.engines.vllm_start import open_llm, tokenizer_folder
+from prmkit.engines.vllm.options import VLLMOptions
+from prmkit.engines.vllm.start import open_llm, tokenizer_folder
 from prmkit.errors import ConfigError, EngineLostError
+from prmkit.formats.bound import BoundStepFormat, EncodedSteps
 from prmkit.losses.prm import log_odds
+from prmkit.records import StepScores
 from prmkit.scoring.vllm_plan import PoolingPlan, plan_pooling
-from prmkit.steps import BoundStepFormat, EncodedSteps
-from prmkit.types import StepScores
 
 __all__ = ["VLLMScorer"]
 
 
 class VLLMScorer:
-    """Scores from vLLM's pooling in this process; implements `prmkit.types.StepScorer`.
+    """Scores from vLLM's pooling in this process; implements `prmkit.protocols.StepScorer`.
 
     Args:
         folder: local model folder of the PRM.

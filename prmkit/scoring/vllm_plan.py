@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prmkit.errors import StepFormatError
+from prmkit.formats.bound import BoundStepFormat, EncodedSteps
 from prmkit.io import read_json
-from prmkit.steps import BoundStepFormat, EncodedSteps
 from prmkit.weights import check_weights
 
 __all__ = ["PoolingPlan", "plan_pooling"]

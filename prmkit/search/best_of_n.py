@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from prmkit.errors import ConfigError
+from prmkit.protocols import Engine, StepScorer
+from prmkit.records import Problem, SamplingParams, Trace
 from prmkit.search.budget import Budget
 from prmkit.search.result import SearchResult
 from prmkit.search.sampling import sample_traces
 from prmkit.seeding import derive_seed
-from prmkit.types import Engine, Problem, SamplingParams, StepScorer, Trace
 
 __all__ = ["BestOfNParams", "CoTParams", "best_of_n", "chain_of_thought", "score_traces"]
 

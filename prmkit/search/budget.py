@@ -19,8 +19,9 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from prmkit.errors import ConfigError, DataError
+from prmkit.protocols import Engine, StepScorer
+from prmkit.records import Completion, GenerationRequest, StepScores, Usage
 from prmkit.seeding import derive_seed
-from prmkit.types import Completion, Engine, GenerationRequest, StepScorer, StepScores, Usage
 
 __all__ = ["Budget", "BudgetLimits"]
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from prmkit.aggregate import AGGREGATIONS, Aggregation, aggregate
 from prmkit.errors import ConfigError
+from prmkit.protocols import Engine, StepScorer
+from prmkit.records import Problem, SamplingParams
 from prmkit.search.best_of_n import score_traces
 from prmkit.search.budget import Budget
 from prmkit.search.result import SearchMethod, SearchResult
 from prmkit.search.sampling import sample_traces
 from prmkit.seeding import derive_seed
-from prmkit.types import Engine, Problem, SamplingParams, StepScorer
 
 __all__ = ["ComputeOptimalParams", "MethodChoice", "compute_optimal"]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.protocols import Engine, Grader
+from prmkit.records import GenerationRequest, Problem
 from prmkit.search.budget import Budget
 from prmkit.search.explorer import StepwiseParams
 from prmkit.search.sampling import solution_text
 from prmkit.search.tree import Node
 from prmkit.seeding import derive_seed
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Engine, GenerationRequest, Grader, Problem
 
 __all__ = ["Answers", "disagreeing"]
 

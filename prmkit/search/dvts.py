@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from prmkit.aggregate import AGGREGATIONS, Aggregation
 from prmkit.errors import ConfigError
+from prmkit.protocols import Engine, StepScorer
+from prmkit.records import Problem
 from prmkit.search.beam import rank
 from prmkit.search.budget import Budget
 from prmkit.search.explorer import Explorer, StepwiseParams, check_at_least
 from prmkit.search.result import SearchResult
 from prmkit.search.tree import Node, distinct
-from prmkit.types import Engine, Problem, StepScorer
 
 __all__ = ["DVTSParams", "dvts"]
 

@@ -19,21 +19,12 @@ from dataclasses import dataclass, field, replace
 
 from prmkit.aggregate import Aggregation, aggregate
 from prmkit.errors import ConfigError
+from prmkit.protocols import Engine, StepScorer
+from prmkit.records import Completion, GenerationRequest, Problem, SamplingParams, Step, StepScores, Trace
 from prmkit.search.budget import Budget
 from prmkit.search.result import SearchResult, TreeNode
 from prmkit.search.tree import Node, solution_steps
 from prmkit.seeding import derive_seed
-from prmkit.types import (
-    Completion,
-    Engine,
-    GenerationRequest,
-    Problem,
-    SamplingParams,
-    Step,
-    StepScorer,
-    StepScores,
-    Trace,
-)
 
 __all__ = ["Explorer", "StepwiseParams", "check_at_least"]
 

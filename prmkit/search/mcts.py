@@ -10,12 +10,13 @@ from typing import Literal
 
 from prmkit.aggregate import AGGREGATIONS, Aggregation
 from prmkit.errors import ConfigError, DataError
+from prmkit.protocols import Engine, StepScorer
+from prmkit.records import Problem
 from prmkit.search.budget import Budget
 from prmkit.search.explorer import Explorer, StepwiseParams, check_at_least
 from prmkit.search.result import SearchResult
 from prmkit.search.tree import Node, back_up, descend
 from prmkit.seeding import derive_seed
-from prmkit.types import Engine, Problem, StepScorer
 
 __all__ = ["MCTSParams", "mcts"]
 

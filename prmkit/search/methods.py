@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from prmkit.errors import ConfigError, PluginError
 from prmkit.plain_values import build_record
 from prmkit.plugins import Catalogue
+from prmkit.protocols import Engine, Grader
 from prmkit.search.beam import BeamParams, beam_search
 from prmkit.search.best_of_n import BestOfNParams, CoTParams, best_of_n, chain_of_thought
 from prmkit.search.compute_optimal import ComputeOptimalParams, MethodChoice, compute_optimal
@@ -18,7 +19,6 @@ from prmkit.search.mcts import MCTSParams, mcts
 from prmkit.search.rebase import RebaseParams, rebase
 from prmkit.search.result import SearchMethod, SearchResult
 from prmkit.search.rstar import RStarParams, rstar
-from prmkit.types import Engine, Grader
 
 __all__ = [
     "METHODS",

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+from prmkit.protocols import Engine, StepScorer
+from prmkit.records import FinishReason, Problem, Trace
 from prmkit.search.budget import Budget
-from prmkit.types import Engine, FinishReason, Problem, StepScorer, Trace
 
 __all__ = ["SearchMethod", "SearchResult", "TreeNode"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from prmkit.errors import DataError
 from prmkit.json_objects import located, read_objects, shown
+from prmkit.records import FinishReason, Usage
 from prmkit.search.result import TreeNode
-from prmkit.types import FinishReason, Usage
 
 __all__ = ["ROW_SCHEMA", "SearchRow", "TraceRecord", "read_rows"]
 

@@ -13,6 +13,8 @@ import random
 from dataclasses import dataclass
 
 from prmkit.errors import ConfigError
+from prmkit.protocols import Engine, Grader, StepScorer
+from prmkit.records import Completion, Problem
 from prmkit.search.actions import PLAIN_ACTIONS, Action, render
 from prmkit.search.budget import Budget
 from prmkit.search.consistency import Answers, disagreeing
@@ -20,7 +22,6 @@ from prmkit.search.explorer import Explorer, StepwiseParams, check_at_least
 from prmkit.search.result import SearchResult
 from prmkit.search.tree import Node, back_up, descend
 from prmkit.seeding import derive_seed
-from prmkit.types import Completion, Engine, Grader, Problem, StepScorer
 
 __all__ = ["RStarParams", "rstar"]
 

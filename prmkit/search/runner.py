@@ -11,15 +11,16 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from prmkit.errors import ConfigError
+from prmkit.formats.bound import BoundStepFormat
 from prmkit.jobs.chunks import ChunkedOutput
 from prmkit.jobs.runner import Failure, Part, Work, collect, isolated, run
+from prmkit.protocols import Engine, Grader, StepScorer
+from prmkit.records import Problem, SamplingParams, StepScores, Trace, Usage
 from prmkit.scoring.ensemble import EnsembleScorer
 from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.result import SearchMethod
 from prmkit.search.rows import SearchRow, TraceRecord
 from prmkit.search.sampling import sample_traces, solution_text
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Engine, Grader, Problem, SamplingParams, StepScorer, StepScores, Trace, Usage
 
 __all__ = [
     "RunParams",

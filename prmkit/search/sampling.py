@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.protocols import Engine
+from prmkit.records import Completion, GenerationRequest, Problem, SamplingParams, Step, Trace
 from prmkit.search.budget import Budget
-from prmkit.steps import BoundStepFormat
-from prmkit.types import Completion, Engine, GenerationRequest, Problem, SamplingParams, Step, Trace
 
 __all__ = ["prefix_ids", "sample_traces", "solution_text"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from prmkit.types import FinishReason, Step
+from prmkit.records import FinishReason, Step
 
 __all__ = ["Node", "back_up", "descend", "distinct", "solution_steps"]
 

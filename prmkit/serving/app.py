@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from prmkit.errors import ConfigError, PrmkitError
+from prmkit.records import Completion
 from prmkit.serving.requests import CompletionsBody, parse_completions, parse_pooling
-from prmkit.types import Completion
 
 if TYPE_CHECKING:
-    from prmkit.engines.hf import HFEngine
+    from prmkit.engines.inprocess.hf import HFEngine
     from prmkit.scoring.prm import PRMScorer
 
 __all__ = ["ServedModel", "make_app"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from prmkit.errors import ConfigError
-from prmkit.steps import BoundStepFormat, EncodedSteps
-from prmkit.types import GenerationRequest, SamplingParams
+from prmkit.formats.bound import BoundStepFormat, EncodedSteps
+from prmkit.records import GenerationRequest, SamplingParams
 
 __all__ = ["CompletionsBody", "parse_completions", "parse_pooling"]
 

@@ -1,7 +1,7 @@
 """Tasks: where problems come from, and how answers to them are judged.
 
 `get_task` makes one by name. Two of those built in have endless problems whose every solution step can be checked
-exactly (`prmkit.types.VerifiableTask`); the others read files or hub datasets. `register_task` adds tasks.
+exactly (`prmkit.protocols.VerifiableTask`); the others read files or hub datasets. `register_task` adds tasks.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from prmkit.errors import ConfigError
 from prmkit.plugins import Catalogue
+from prmkit.protocols import Task
 from prmkit.tasks import files
 from prmkit.tasks.accumulator import AccumulatorTask
 from prmkit.tasks.multistep_arithmetic import MultistepArithmeticTask
 from prmkit.tasks.records import RecordTask
-from prmkit.types import Task
 
 __all__ = [
     "FILE_TASKS",
@@ -49,7 +49,7 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 def register_task(name: str) -> Callable[[Made], Made]:
     """Register a task: `--task NAME`, `data.prompts.task: NAME`.
 
-    Decorates a class or function that makes a `prmkit.types.Task`; its arguments are the task's options. One that reads
+    Decorates a class or function that makes a `prmkit.protocols.Task`; its arguments are the task's options. One that reads
     a file has an argument `data`. With a method `tokenizer()` the task's name stands for that tokenizer in
     `source.tokenizer`.
     """

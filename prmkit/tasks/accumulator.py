@@ -27,10 +27,11 @@ from typing import Any, NamedTuple
 
 from prmkit.errors import ConfigError, DataError
 from prmkit.grading.exact import ExactGrader
+from prmkit.protocols import Grader
+from prmkit.records import Problem
 from prmkit.seeding import derive_seed
 from prmkit.tasks.generated import GeneratedTask
 from prmkit.tasks.vocabulary import character_tokenizer
-from prmkit.types import Grader, Problem
 
 __all__ = ["AccumulatorTask", "Operation", "apply", "misapply", "parse_program"]
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from prmkit.errors import ConfigError, DataError
 from prmkit.grading import DEFAULT_EXTRACTORS, ExactGrader, MathGrader, extract_answer, get_extractors
 from prmkit.grading.extract import extract_boxed, extract_hashes
+from prmkit.protocols import Grader
+from prmkit.records import Problem
 from prmkit.tasks.records import Fields, RecordTask, Source, hub_source, json_source, jsonl_source
-from prmkit.types import Grader, Problem
 
 __all__ = ["bbh", "gsm8k", "hub", "jsonl", "math", "math500"]
 

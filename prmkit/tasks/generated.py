@@ -16,9 +16,11 @@ from itertools import accumulate
 from typing import Any
 
 from prmkit.errors import ConfigError
+from prmkit.formats.presets import get_step_format
+from prmkit.formats.spec import StepFormat
+from prmkit.protocols import Grader
+from prmkit.records import Problem
 from prmkit.seeding import derive_seed
-from prmkit.steps import StepFormat, get_step_format
-from prmkit.types import Grader, Problem
 
 __all__ = ["SPLIT_SHARES", "GeneratedTask", "split_of"]
 
@@ -36,7 +38,7 @@ def split_of(question: str) -> str:
 
 
 class GeneratedTask(ABC):
-    """Base of the built-in tasks (see `prmkit.types.VerifiableTask`).
+    """Base of the built-in tasks (see `prmkit.protocols.VerifiableTask`).
 
     A task says how to draw a candidate question, how to solve it, how its teachers write, and what a right step is.
     """

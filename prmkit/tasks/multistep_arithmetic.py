@@ -19,11 +19,12 @@ from typing import Any
 
 from prmkit.errors import ConfigError
 from prmkit.grading.exact import ExactGrader
+from prmkit.protocols import Grader
+from prmkit.records import Problem
 from prmkit.seeding import derive_seed
 from prmkit.tasks.generated import GeneratedTask
 from prmkit.tasks.multistep_lines import MAX_OPERANDS, evaluate, next_line, parse_expression, solution_lines
 from prmkit.tasks.vocabulary import word_tokenizer
-from prmkit.types import Grader, Problem
 
 __all__ = ["MultistepArithmeticTask", "benchmark_hashes", "final_answer", "question_hash"]
 

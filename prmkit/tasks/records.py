@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from prmkit.errors import ConfigError, DataError, MissingDependencyError
+from prmkit.formats.presets import get_step_format
+from prmkit.formats.spec import StepFormat
 from prmkit.io import read_json
 from prmkit.json_objects import located, read_objects, shown
-from prmkit.steps import StepFormat, get_step_format
-from prmkit.types import Grader, Problem
+from prmkit.protocols import Grader
+from prmkit.records import Problem
 
 __all__ = ["Fields", "Record", "RecordTask", "Source", "hub_source", "json_source", "jsonl_source"]
 
@@ -92,7 +94,7 @@ def hub_source(name: str, split: str, configs: Sequence[str | None] = (None,), *
 
 
 class RecordTask:
-    """A task over sources (see `prmkit.types.Task`). Records are read as far as asked and kept.
+    """A task over sources (see `prmkit.protocols.Task`). Records are read as far as asked and kept.
 
     Args:
         name: the task's name.

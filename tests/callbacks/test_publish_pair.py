@@ -18,9 +18,10 @@ from lightning_modules.prm import PRM
 from prmkit.annotation.records import StepLabels
 from prmkit.cli import main
 from prmkit.errors import ConfigError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
 from prmkit.io import JsonlWriter
 from prmkit.models import ModelSource, PRMModel, build_policy, load_tokenizer, save_policy
-from prmkit.steps import get_step_format
 from registry import Registry
 
 TINY = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -32,7 +33,9 @@ def policy(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("policy") / "policy"
     source = ModelSource(config=TINY, tokenizer="accumulator")
     tokenizer = load_tokenizer(source)
-    save_policy(build_policy(source, tokenizer), tokenizer, get_step_format("plain").bind(tokenizer), folder)
+    save_policy(
+        build_policy(source, tokenizer), tokenizer, BoundStepFormat(get_step_format("plain"), tokenizer), folder
+    )
     return folder
 
 
@@ -182,8 +185,8 @@ def test_rollouts_are_a_table_of_wandb(tmp_path, monkeypatch):
     from lightning.pytorch.loggers import WandbLogger
 
     from callbacks.rollout_samples import RolloutSamples
-    from prmkit.rollouts import Rollout
-    from prmkit.types import Problem, Step, StepScores, Trace
+    from prmkit.records import Problem, Step, StepScores, Trace
+    from prmkit.rl.rollouts import Rollout
 
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     logger = WandbLogger(project="toy", save_dir=tmp_path, offline=True)

@@ -22,13 +22,14 @@ from lightning_modules.sft import SFT
 from prmkit.engines import HFEngine
 from prmkit.errors import ConfigError
 from prmkit.evaluation.comparison import comparison_figures, levels_of, search_truth
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
 from prmkit.models import LoraSpec, ModelSource, PRMModel, build_policy, load_policy, load_tokenizer, save_policy
+from prmkit.records import SamplingParams
 from prmkit.scoring import PRMScorer
 from prmkit.search.methods import METHODS, make_method, make_params
 from prmkit.search.runner import RunParams, Searcher, search_all
-from prmkit.steps import get_step_format
 from prmkit.tasks import get_task
-from prmkit.types import SamplingParams
 
 CONFIG = {"model_type": "qwen2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
 CONFIG |= {"num_key_value_heads": 1, "intermediate_size": 16, "tie_word_embeddings": True, "initializer_range": 0.2}
@@ -46,7 +47,9 @@ def policy(tmp_path_factory) -> Path:
     """A policy that has learned nothing."""
     folder = tmp_path_factory.mktemp("fixed") / "policy"
     tokenizer = load_tokenizer(SOURCE)
-    save_policy(build_policy(SOURCE, tokenizer), tokenizer, get_step_format("plain").bind(tokenizer), folder)
+    save_policy(
+        build_policy(SOURCE, tokenizer), tokenizer, BoundStepFormat(get_step_format("plain"), tokenizer), folder
+    )
     return folder
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from prmkit.formats.bound import BoundStepFormat
+
 
 @pytest.fixture(scope="session")
 def memorised_policy(tmp_path_factory):
@@ -20,7 +22,7 @@ def memorised_policy(tmp_path_factory):
 
     task = get_task("accumulator", min_ops=2, max_ops=2, hard_share=0.0)
     tokenizer = task.tokenizer()
-    bound = task.step_format.bind(tokenizer)
+    bound = BoundStepFormat(task.step_format, tokenizer)
     problems = [*task.problems("test", 8), *task.problems("train", 8)]
     rows = [
         (bound.prompt_ids(p.question), bound.solution_ids(text))

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from prmkit.cli import main
-from prmkit.steps import get_step_format
+from prmkit.formats.presets import get_step_format
 from registry import Registry
 
 TOKENIZER = {"added_tokens": [{"id": 2, "content": "<eos>"}], "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}}}

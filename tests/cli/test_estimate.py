@@ -8,10 +8,11 @@ import pytest
 
 from prmkit.cli import main
 from prmkit.cli.estimating import meta_model
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
 from prmkit.models import ModelSource, build_policy, build_prm, load_tokenizer
 from prmkit.models.lora import LoraSpec
 from prmkit.resources import shipped_configs
-from prmkit.steps import get_step_format
 
 CONFIG = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 CONFIG |= {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -31,7 +32,7 @@ def test_weights_are_counted_exactly(lora, step_format):
     if step_format is None:
         real = build_policy(source, tokenizer)
     else:
-        bound = get_step_format(step_format).bind(tokenizer)
+        bound = BoundStepFormat(get_step_format(step_format), tokenizer)
         real = build_prm(source, bound).model
     found = meta_model(source, step_format, prm=step_format is not None)
     assert all(p.is_meta for p in found.parameters())

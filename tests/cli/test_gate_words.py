@@ -11,8 +11,8 @@ from prmkit.cli import main
 from prmkit.cli.loop import parse
 from prmkit.cli.loop_run import IterationResult
 from prmkit.cli.loop_text import status_text, summary_text
+from prmkit.formats.presets import get_step_format
 from prmkit.loop.status import LoopStatus, StageStatus
-from prmkit.steps import get_step_format
 from registry import Registry
 
 TOKENIZER = {"added_tokens": [{"id": 2, "content": "<eos>"}], "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}}}

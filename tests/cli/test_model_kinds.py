@@ -18,8 +18,8 @@ from lightning_modules.sft import SFT
 from prmkit.annotation import StepLabels
 from prmkit.cli import main
 from prmkit.errors import ConfigError
+from prmkit.formats.presets import get_step_format
 from prmkit.models import ModelSource
-from prmkit.steps import get_step_format
 from prmkit.tasks import get_task
 
 TASK = ["--task", "accumulator", "--task_options", "{min_ops: 2, max_ops: 2, hard_share: 0.0}", "--limit", "2"]
@@ -134,8 +134,8 @@ def test_annotation_tells_it_too(endless, tmp_path, capsys):
 def test_rollouts_of_training_tell_it_once(memorised_policy, caplog):
     from datamodules.rollout_signs import RolloutSigns
     from prmkit.models import load_policy
-    from prmkit.rollouts import Rollout
-    from prmkit.types import Problem, Trace
+    from prmkit.records import Problem, Trace
+    from prmkit.rl.rollouts import Rollout
 
     step_format = load_policy(memorised_policy).format
     assert step_format.spec == get_step_format("plain")

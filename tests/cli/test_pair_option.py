@@ -11,9 +11,9 @@ import yaml
 from prmkit.cli import main
 from prmkit.cli.pair_option import with_pair, with_pair_for_fit
 from prmkit.errors import PrmkitError
+from prmkit.formats.presets import get_step_format
 from prmkit.io import read_json
 from prmkit.models import PRMModel
-from prmkit.steps import get_step_format
 from registry import Publication, Registry
 from registry.errors import IncompatibleError
 

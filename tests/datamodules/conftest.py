@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prmkit.steps import BoundStepFormat
+from prmkit.formats.bound import BoundStepFormat
 from prmkit.tasks import get_task
 
 
@@ -15,7 +15,7 @@ from prmkit.tasks import get_task
 def bound() -> BoundStepFormat:
     """The accumulator task's step format: one token a character, steps end in a newline, label tokens + and -."""
     task: Any = get_task("accumulator")
-    return task.step_format.bind(task.tokenizer())
+    return BoundStepFormat(task.step_format, task.tokenizer())
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from datamodules.sources import SourceConfig
 from datamodules.step_labels import StepLabelDataModule
 from prmkit.annotation.records import StepLabels
 from prmkit.errors import ConfigError, DataError
-from prmkit.steps import get_step_format
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
 
 
 def trainer(bound, accumulate=1, rank=0, world=1, **changes):
@@ -87,7 +88,9 @@ def test_step_labels_real_formats(data_dir):
     tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate([*alphabet, "<eos>"])}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    bound = get_step_format("plain").bind(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>"))
+    bound = BoundStepFormat(
+        get_step_format("plain"), PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+    )
     lines = {"prm800k": 2, "math-shepherd": 7, "math-aps": 1, "math-aps-tree": 1}
     folder = data_dir / "formats"
     sources = [SourceConfig(path=str(folder / f"{name}.jsonl"), count=count) for name, count in lines.items()]

@@ -15,13 +15,14 @@ from lightning_modules.grpo import GRPO
 from lightning_modules.optimizers import OptimizerConfig
 from lightning_modules.policy_actor import KLPenalty
 from lightning_modules.ppo import PPO
-from prmkit.advantages import GroupConfig
 from prmkit.errors import ConfigError, DataError, StepFormatError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
 from prmkit.models import LoraSpec, ModelSource, PRMModel, build_prm, load_tokenizer
-from prmkit.rewards import LengthConfig, OutcomeConfig, ProcessConfig, Reward, RewardsConfig
-from prmkit.rollouts import DynamicSampling, Rollout
-from prmkit.steps import get_step_format
-from prmkit.types import Problem, Step, Trace
+from prmkit.records import Problem, Step, Trace
+from prmkit.rl.advantages import GroupConfig
+from prmkit.rl.rewards import LengthConfig, OutcomeConfig, ProcessConfig, Reward, RewardsConfig
+from prmkit.rl.rollouts import DynamicSampling, Rollout
 
 CONFIG = {"model_type": "qwen2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 CONFIG |= {"num_key_value_heads": 1, "intermediate_size": 16, "tie_word_embeddings": True, "initializer_range": 0.1}
@@ -195,7 +196,7 @@ def prm(tmp_path):
 
     def make(step_format: str | dict = "plain", seed: int = 0) -> str:
         source, folder = replace(SOURCE, seed=seed), tmp_path / f"prm-{seed}"
-        bound = get_step_format(step_format).bind(load_tokenizer(source))
+        bound = BoundStepFormat(get_step_format(step_format), load_tokenizer(source))
         PRMModel(build_prm(source, bound).model, bound).save_pretrained(folder)
         return str(folder)
 

@@ -10,10 +10,10 @@ from datamodules.experience import ExperienceDataModule, IterationConfig
 from datamodules.prompts import PromptConfig
 from lightning_modules.grpo import GRPO
 from lightning_modules.optimizers import OptimizerConfig
-from prmkit.advantages import GroupConfig
 from prmkit.errors import ConfigError
 from prmkit.models import ModelSource
-from prmkit.rewards import KLConfig, LengthConfig, OutcomeConfig, RewardsConfig
+from prmkit.rl.advantages import GroupConfig
+from prmkit.rl.rewards import KLConfig, LengthConfig, OutcomeConfig, RewardsConfig
 
 CONFIG = {"model_type": "qwen2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 CONFIG |= {"num_key_value_heads": 1, "intermediate_size": 32, "tie_word_embeddings": True, "initializer_range": 0.1}

@@ -19,12 +19,13 @@ from lightning_modules.optimizers import OptimizerConfig
 from lightning_modules.policy_actor import KLPenalty
 from lightning_modules.policy_critic import CriticConfig
 from lightning_modules.ppo import PPO
-from prmkit.advantages import GroupConfig
 from prmkit.errors import DataError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
 from prmkit.models import ModelSource, build_policy, load_tokenizer, save_policy
-from prmkit.rewards import LengthConfig, OutcomeConfig, RewardsConfig
-from prmkit.rollouts import DynamicSampling
-from prmkit.steps import get_step_format
+from prmkit.rl.advantages import GroupConfig
+from prmkit.rl.rewards import LengthConfig, OutcomeConfig, RewardsConfig
+from prmkit.rl.rollouts import DynamicSampling
 
 CONFIG = {"model_type": "qwen2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 CONFIG |= {"num_key_value_heads": 1, "intermediate_size": 32, "tie_word_embeddings": True, "initializer_range": 0.1}
@@ -133,7 +134,7 @@ def test_other_settings_are_refused_in_the_middle_of_an_iteration_only(tmp_path)
 def test_a_killed_process_goes_on(tmp_path):
     """SIGKILL ten times, up to some steps after going on, with iterations of 4 steps; then undisturbed to the end."""
     tokenizer = load_tokenizer(SOURCE)
-    bound = get_step_format("plain").bind(tokenizer)
+    bound = BoundStepFormat(get_step_format("plain"), tokenizer)
     save_policy(build_policy(SOURCE, tokenizer), tokenizer, bound, tmp_path / "policy")
     settings = {
         "model.source.path": tmp_path / "policy",

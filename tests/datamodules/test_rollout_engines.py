@@ -10,11 +10,11 @@ from datamodules.prompts import PromptConfig
 from datamodules.rollout_engines import EngineOptions, VLLMRollouts
 from lightning_modules.grpo import GRPO
 from lightning_modules.optimizers import OptimizerConfig
-from prmkit.advantages import GroupConfig
-from prmkit.engines.vllm_options import CPU_TRIAL, VLLMOptions
+from prmkit.engines.vllm.options import CPU_TRIAL, VLLMOptions
 from prmkit.errors import ConfigError
 from prmkit.models import LoraSpec, ModelSource
-from prmkit.rewards import LengthConfig, OutcomeConfig, RewardsConfig
+from prmkit.rl.advantages import GroupConfig
+from prmkit.rl.rewards import LengthConfig, OutcomeConfig, RewardsConfig
 
 CONFIG = {"model_type": "qwen2", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIG |= {"num_key_value_heads": 2, "intermediate_size": 64, "tie_word_embeddings": True, "initializer_range": 0.1}

@@ -22,14 +22,14 @@ from lightning_modules.policy_actor import KLPenalty
 from lightning_modules.policy_critic import CriticConfig
 from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.ppo import PPO
-from prmkit.advantages import GAEConfig, GroupConfig
 from prmkit.engines import HFEngine
 from prmkit.errors import ConfigError
 from prmkit.losses import PolicyLossConfig
 from prmkit.models import ModelSource
-from prmkit.rewards import FormatConfig, ImplicitConfig, LengthConfig, OutcomeConfig, RewardsConfig
+from prmkit.records import GenerationRequest, SamplingParams
+from prmkit.rl.advantages import GAEConfig, GroupConfig
+from prmkit.rl.rewards import FormatConfig, ImplicitConfig, LengthConfig, OutcomeConfig, RewardsConfig
 from prmkit.seeding import derive_seed
-from prmkit.types import GenerationRequest, SamplingParams
 
 SOURCE = ModelSource(
     config={

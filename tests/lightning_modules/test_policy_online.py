@@ -6,12 +6,12 @@ import torch
 from datamodules.experience_records import Experience, make_experience
 from lightning_modules.grpo import GRPO
 from lightning_modules.ppo import PPO
-from prmkit.advantages import GAEConfig, GroupConfig
 from prmkit.errors import ConfigError
 from prmkit.models import ModelSource, build_policy
-from prmkit.rewards import Reward
-from prmkit.rollouts import Rollout
-from prmkit.types import Problem, Step, Trace
+from prmkit.records import Problem, Step, Trace
+from prmkit.rl.advantages import GAEConfig, GroupConfig
+from prmkit.rl.rewards import Reward
+from prmkit.rl.rollouts import Rollout
 
 CONFIG = {"model_type": "qwen2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 CONFIG |= {"num_key_value_heads": 1, "intermediate_size": 16, "tie_word_embeddings": True}

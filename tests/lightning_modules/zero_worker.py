@@ -28,10 +28,10 @@ from lightning_modules.policy_critic import CriticConfig
 from lightning_modules.ppo import PPO
 from lightning_modules.prm import PRM
 from lightning_modules.sft import SFT
-from prmkit.advantages import GroupConfig
 from prmkit.models import LoraSpec, ModelSource
 from prmkit.models.sharding import whole_state_dict
-from prmkit.rewards import LengthConfig, OutcomeConfig, RewardsConfig
+from prmkit.rl.advantages import GroupConfig
+from prmkit.rl.rewards import LengthConfig, OutcomeConfig, RewardsConfig
 
 CONFIG = {
     "model_type": "qwen2",

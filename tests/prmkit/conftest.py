@@ -8,10 +8,11 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import STEP_FORMATS
 from prmkit.grading.exact import ExactGrader
-from prmkit.steps import STEP_FORMATS
+from prmkit.records import Completion, Problem
 from prmkit.tasks.vocabulary import character_tokenizer
-from prmkit.types import Completion, Problem
 
 _CORPUS = [
     "What is 1+2? Say it.",
@@ -82,11 +83,13 @@ def make_tokenizer():
 class TreePolicy:
     """Draws step after step from `next_steps(steps so far) -> {step: probability}`; no next step ends the solution.
 
-    Implements `prmkit.types.Engine`. Sample i depends on (prompt, seed, i) only. `requests` keeps all that was asked.
+    Implements `prmkit.protocols.Engine`. Sample i depends on (prompt, seed, i) only. `requests` keeps all requests.
     """
 
     def __init__(self, next_steps: Callable[[tuple[str, ...]], dict[str, float]], weight_version: int = 0):
-        self.format = STEP_FORMATS["plain"].bind(character_tokenizer("abcdefghijklmnopqrstuvwxyz0123456789+-*=?. \n"))
+        self.format = BoundStepFormat(
+            STEP_FORMATS["plain"], character_tokenizer("abcdefghijklmnopqrstuvwxyz0123456789+-*=?. \n")
+        )
         self.weight_version = weight_version
         self.next_steps = next_steps
         self.requests = []

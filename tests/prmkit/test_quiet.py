@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from prmkit.formats.presets import get_step_format
 from prmkit.models import PRMModel, save_policy
 from prmkit.quiet import checkpoint_follows, quiet_libraries, warn_of_earlier_run
-from prmkit.steps import get_step_format
 from prmkit.tasks import get_task
 
 DROPPED = {

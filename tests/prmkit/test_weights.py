@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from prmkit.errors import ConfigError, DataError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
 from prmkit.models import ModelSource, PRMModel, build_policy, build_prm, load_policy, load_tokenizer, save_policy
-from prmkit.steps import get_step_format
 from prmkit.weights import check_finite, check_kind, check_weights, model_kind, not_finite, read_header
 
 CONFIG = {
@@ -39,7 +40,7 @@ def policy(tokenizer, tmp_path):
 
 def prm(head, tokenizer, folder):
     step_format = get_step_format({"base": "plain-head" if head != "label_tokens" else "plain", "prm": {"head": head}})
-    build_prm(SOURCE, step_format.bind(tokenizer)).save_pretrained(folder)
+    build_prm(SOURCE, BoundStepFormat(step_format, tokenizer)).save_pretrained(folder)
     return folder
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from prmkit.steps import get_step_format
+from prmkit.formats.presets import get_step_format
 from registry import Figure, Metrics, Publication, Registry
 
 LETTERS = {letter: index for index, letter in enumerate("abcdefgh\n+-")}

@@ -6,7 +6,8 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from prmkit.steps import get_step_format
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
 from registry import Card, Figure, Metrics, Publication, record_recipe
 from registry.cards import standard_error
 from registry.hub import write_hub_layout
@@ -82,7 +83,7 @@ def test_the_snippets_run_where_the_folders_are(registry, tmp_path, head, monkey
     tokenizer = load_tokenizer(source)
     steps = get_step_format({"base": "plain" if head == "label_tokens" else "plain-head", "prm": {"head": head}})
     save_policy(build_policy(source, tokenizer), tokenizer, steps, tmp_path / "policy")
-    build_prm(source, steps.bind(tokenizer)).save_pretrained(tmp_path / "prm")
+    build_prm(source, BoundStepFormat(steps, tokenizer)).save_pretrained(tmp_path / "prm")
     registry.publish(Publication("toy", tmp_path / "policy", tmp_path / "prm"))
     places = write_hub_layout(registry.checkout("toy"), tmp_path / "org", organisation="org")
     monkeypatch.chdir(tmp_path)

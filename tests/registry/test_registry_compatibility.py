@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from prmkit.errors import DataError, PrmkitError
-from prmkit.steps import get_step_format
+from prmkit.formats.presets import get_step_format
 from registry import check_folders
 from registry.errors import IncompatibleError
 from registry.facts import read_facts, tokenizer_facts

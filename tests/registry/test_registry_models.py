@@ -2,7 +2,8 @@
 
 import pytest
 
-from prmkit.steps import get_step_format
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import get_step_format
 from registry import Publication, check_folders
 from registry.facts import read_facts
 
@@ -30,7 +31,7 @@ def models(tmp_path_factory):
     built = {"policy": policy}
     scalar = {"base": "plain-head", "prm": {"head": "scalar"}}
     for name, step_format in (("label_tokens", "plain"), ("token_head", "plain-head"), ("scalar", scalar)):
-        prm = build_prm(source, get_step_format(step_format).bind(tokenizer))
+        prm = build_prm(source, BoundStepFormat(get_step_format(step_format), tokenizer))
         prm.save_pretrained(root / name)
         built[name] = prm
     return root, built

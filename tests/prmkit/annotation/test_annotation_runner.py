@@ -17,6 +17,7 @@ from prmkit.annotation.records import StepLabels
 from prmkit.annotation.runner import AnnotationRun, Workers, annotation_work, run_annotation
 from prmkit.engines.scripted import ScriptedEngine
 from prmkit.errors import ConfigError, DataError
+from prmkit.formats.bound import BoundStepFormat
 from prmkit.io import read_json, read_jsonl
 from prmkit.jobs.chunks import ChunkedOutput, meta_path
 from prmkit.jobs.claims import ClaimFolder
@@ -55,7 +56,7 @@ class Patient(ScriptedEngine):
 
 @pytest.fixture(scope="module")
 def engine():
-    return Patient(TASK.step_format.bind(TASK.tokenizer()), slips)
+    return Patient(BoundStepFormat(TASK.step_format, TASK.tokenizer()), slips)
 
 
 def trees_of(path):

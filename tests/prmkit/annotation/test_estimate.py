@@ -6,8 +6,8 @@ import pytest
 
 from prmkit.annotation.estimate import AnswerJudge, Estimator, Sampling
 from prmkit.grading.exact import ExactGrader
+from prmkit.records import Problem, SamplingParams
 from prmkit.search.budget import Budget
-from prmkit.types import Problem, SamplingParams
 
 TREE = {
     (): {"a": 0.8, "b": 0.2},

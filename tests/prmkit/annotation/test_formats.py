@@ -13,7 +13,7 @@ from prmkit.annotation.formats import (
 )
 from prmkit.annotation.records import StepLabels
 from prmkit.errors import ConfigError, DataError
-from prmkit.steps import STEP_FORMATS
+from prmkit.formats.presets import STEP_FORMATS
 
 
 def completions(*rated):

@@ -20,9 +20,10 @@ from prmkit.annotation.records import StepLabels
 from prmkit.annotation.targets import NO_ERROR
 from prmkit.engines.scripted import ScriptedEngine
 from prmkit.errors import ConfigError, DataError
+from prmkit.formats.bound import BoundStepFormat
 from prmkit.jobs.chunks import ChunkedOutput
+from prmkit.records import SamplingParams
 from prmkit.scoring.table import TableScorer
-from prmkit.types import SamplingParams
 
 
 class Letters:
@@ -39,9 +40,9 @@ class Letters:
 
 @pytest.fixture
 def engine():
-    from prmkit.steps import STEP_FORMATS
+    from prmkit.formats.presets import STEP_FORMATS
 
-    bound = STEP_FORMATS["plain"].bind(Letters())
+    bound = BoundStepFormat(STEP_FORMATS["plain"], Letters())
     return lambda script: ScriptedEngine(bound, script)
 
 

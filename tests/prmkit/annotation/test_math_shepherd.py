@@ -8,8 +8,8 @@ from prmkit.annotation import mips
 from prmkit.annotation.counts import AnnotationCounts
 from prmkit.annotation.math_shepherd import MathShepherdParams, annotate_problem
 from prmkit.errors import ConfigError
+from prmkit.records import SamplingParams
 from prmkit.search.budget import Budget
-from prmkit.types import SamplingParams
 
 # `a` is right and leads anywhere, `b` is the first error: nothing right can follow it.
 TREE = {

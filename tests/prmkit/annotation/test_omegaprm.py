@@ -7,8 +7,8 @@ import pytest
 from prmkit.annotation.omegaprm import OmegaPRMParams, annotate_problem, split_span, urgency
 from prmkit.annotation.targets import first_error
 from prmkit.errors import ConfigError
+from prmkit.records import SamplingParams
 from prmkit.search.budget import Budget
-from prmkit.types import SamplingParams
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 from prmkit.annotation.records import StepLabels
 from prmkit.annotation.report import compare_with_truth, describe_labels
 from prmkit.errors import DataError
+from prmkit.records import Problem
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import Problem
 
 
 def labels(values, correct=False):

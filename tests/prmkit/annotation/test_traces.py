@@ -8,9 +8,9 @@ import pytest
 from prmkit.annotation.runner import AnnotationRun
 from prmkit.annotation.traces import TracesParams, annotate_problem, problems_of
 from prmkit.errors import ConfigError, DataError
+from prmkit.records import SamplingParams
 from prmkit.search.budget import Budget
 from prmkit.search.rows import SearchRow, TraceRecord
-from prmkit.types import SamplingParams
 
 # `a`, `c` are right; `b` and `d` are the first errors, nothing right can follow them.
 TREE = {

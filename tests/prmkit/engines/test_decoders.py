@@ -19,10 +19,10 @@ from transformers import (
     Qwen3Model,
 )
 
-from prmkit.engines.decoder import build_decoder
-from prmkit.engines.fused import FusedDecoder
-from prmkit.engines.generic import GenericDecoder
-from prmkit.engines.kv import round_up
+from prmkit.engines.inprocess.decoder import build_decoder
+from prmkit.engines.inprocess.fused import FusedDecoder
+from prmkit.engines.inprocess.generic import GenericDecoder
+from prmkit.engines.inprocess.kv import round_up
 from prmkit.errors import ConfigError
 from prmkit.models.lora import LoraSpec, add_lora
 

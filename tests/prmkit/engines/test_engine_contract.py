@@ -8,8 +8,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prmkit.engines import HFEngine, ScriptedEngine
 from prmkit.engines.contract import ENGINE_CHECKS
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.records import GenerationRequest
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import GenerationRequest
 
 TASK = AccumulatorTask()
 
@@ -40,7 +41,7 @@ def scripted_engine(bound):
 @pytest.mark.parametrize("make", [hf_engine, scripted_engine])
 @pytest.mark.parametrize("check", ENGINE_CHECKS)
 def test_engine_keeps(check, make):
-    bound = TASK.step_format.bind(TASK.tokenizer())
+    bound = BoundStepFormat(TASK.step_format, TASK.tokenizer())
     prompts = [bound.prompt_ids(TASK.problem("train", n).question) for n in range(5)]
     asyncio.run(check(make(bound), prompts))
 
@@ -63,7 +64,7 @@ class Moody(ScriptedEngine):
 
 @pytest.mark.parametrize(("check", "kind"), [("check_completions", Chatty), ("check_repeatable", Moody)])
 def test_checks_notice_a_broken_promise(check, kind):
-    bound = TASK.step_format.bind(TASK.tokenizer())
+    bound = BoundStepFormat(TASK.step_format, TASK.tokenizer())
     engine = kind(bound, lambda prefix, index, seed: "ab\nc" * 3 + "xyz"[seed // 1024 % 3])
     prompts = [bound.prompt_ids("a+1,2")]
     (wanted,) = (known for known in ENGINE_CHECKS if known.__name__ == check)

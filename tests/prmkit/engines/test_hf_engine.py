@@ -6,15 +6,17 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from prmkit.engines import HFEngine, rows
-from prmkit.engines.lanes import Lanes
-from prmkit.engines.sampling import sample_keys, uniforms
+from prmkit.engines import HFEngine
+from prmkit.engines.inprocess import rows
+from prmkit.engines.inprocess.lanes import Lanes
+from prmkit.engines.inprocess.sampling import sample_keys, uniforms
 from prmkit.errors import ConfigError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.records import GenerationRequest, SamplingParams
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import GenerationRequest, SamplingParams
 
 TASK = AccumulatorTask()
-BOUND = TASK.step_format.bind(TASK.tokenizer())
+BOUND = BoundStepFormat(TASK.step_format, TASK.tokenizer())
 PROMPTS = [BOUND.prompt_ids(TASK.problem("train", n).question) for n in range(12)]
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2Model
 
-from prmkit.engines.decoder import build_decoder
-from prmkit.engines.prefixes import PrefixCache, PrefixEncoder
+from prmkit.engines.inprocess.decoder import build_decoder
+from prmkit.engines.inprocess.prefixes import PrefixCache, PrefixEncoder
 
 
 def runs(node):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from prmkit.engines.sampling import RowSampling, sample_keys, sample_tokens, uniforms
+from prmkit.engines.inprocess.sampling import RowSampling, sample_keys, sample_tokens, uniforms
 
 MASK = (1 << 64) - 1
 

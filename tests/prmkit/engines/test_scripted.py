@@ -6,11 +6,12 @@ import pytest
 
 from prmkit.engines import ScriptedEngine
 from prmkit.errors import ConfigError
-from prmkit.steps import STEP_FORMATS
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import STEP_FORMATS
+from prmkit.records import GenerationRequest, SamplingParams
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import GenerationRequest, SamplingParams
 
-BOUND = STEP_FORMATS["plain"].bind(AccumulatorTask().tokenizer())
+BOUND = BoundStepFormat(STEP_FORMATS["plain"], AccumulatorTask().tokenizer())
 
 
 def generate(engine, prefix, **params):

@@ -3,7 +3,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from prmkit.engines.stops import StopTable, find_stop
-from prmkit.steps import STEP_FORMATS
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import STEP_FORMATS
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def byte_level_format():
 
 def test_only_tokens_that_cannot_complete_a_stop_are_ruled_out():
     spec, tokenizer = byte_level_format()
-    bound = spec.bind(tokenizer)
+    bound = BoundStepFormat(spec, tokenizer)
     flags = StopTable(bound, len(tokenizer) + 3).flags(("\n\n", "é"))
     tokens = {tokenizer.decode([n]): n for n in range(len(tokenizer))}
     assert flags[tokens["\n"]]
@@ -51,6 +52,6 @@ def test_only_tokens_that_cannot_complete_a_stop_are_ruled_out():
 
 def test_no_stops_flag_nothing():
     spec, tokenizer = byte_level_format()
-    bound = spec.bind(tokenizer, ends=(3, len(tokenizer) + 9))
+    bound = BoundStepFormat(spec, tokenizer, ends=(3, len(tokenizer) + 9))
     flags = StopTable(bound, len(tokenizer)).flags(())
     assert [token for token, flag in enumerate(flags) if flag] == sorted({3, bound.eos_id})

@@ -10,17 +10,18 @@ import torch
 
 from prmkit.engines import HFEngine
 from prmkit.engines.contract import ENGINE_CHECKS
-from prmkit.engines.vllm import VLLMEngine, open_vllm_engine
-from prmkit.engines.vllm_options import CPU_TRIAL, require_vllm
-from prmkit.engines.weight_sync import iter_weights
+from prmkit.engines.vllm.engine import VLLMEngine, open_vllm_engine
+from prmkit.engines.vllm.options import CPU_TRIAL, require_vllm
+from prmkit.engines.vllm.weight_sync import iter_weights
 from prmkit.errors import ConfigError, EngineLostError, MissingDependencyError
+from prmkit.formats.bound import BoundStepFormat
 from prmkit.models import LoraSpec, save_policy
 from prmkit.models.lora import add_lora
+from prmkit.records import GenerationRequest, SamplingParams
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import GenerationRequest, SamplingParams
 
 TASK = AccumulatorTask()
-BOUND = TASK.step_format.bind(TASK.tokenizer())
+BOUND = BoundStepFormat(TASK.step_format, TASK.tokenizer())
 PROMPTS = [BOUND.prompt_ids(TASK.problem("train", n).question) for n in range(5)]
 
 
@@ -179,7 +180,7 @@ def test_vllm_has_what_is_used_of_it():
     from vllm.outputs import CompletionOutput
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from prmkit.engines.vllm_options import VLLMOptions, engine_arguments
+    from prmkit.engines.vllm.options import VLLMOptions, engine_arguments
 
     every = replace(CPU_TRIAL, sleep=True, max_model_len=64)
     used = {

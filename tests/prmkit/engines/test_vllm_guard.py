@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prmkit.engines import vllm_guard
+from prmkit.engines.vllm import guard as guard_module
 
 # Starts a guard over a "server" that has a child of its own and ignores SIGTERM, tells their ids, and waits.
 PARENT = """
@@ -34,7 +34,7 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_killed_parent_leaves_nothing(tmp_path):
-    source = Path(vllm_guard.__file__).read_text()
+    source = Path(guard_module.__file__).read_text()
     guard = tmp_path / "guard.py"
     guard.write_text(source.replace("GRACE_SECONDS = 15.0", "GRACE_SECONDS = 0.5"))
     assert guard.read_text() != source

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from prmkit.engines.vllm_options import (
+from prmkit.engines.vllm.options import (
     CPU_TRIAL,
     VLLMOptions,
     check_vllm_version,
     command_line,
     engine_arguments,
 )
-from prmkit.engines.vllm_server import vllm_version_of
+from prmkit.engines.vllm.server import vllm_version_of
 from prmkit.errors import ConfigError, MissingDependencyError
 
 

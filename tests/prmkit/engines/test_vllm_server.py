@@ -14,18 +14,19 @@ import torch
 
 from prmkit.engines.config import HttpEngineConfig
 from prmkit.engines.contract import ENGINE_CHECKS
-from prmkit.engines.http import HTTPEngine
-from prmkit.engines.vllm_options import CPU_TRIAL
-from prmkit.engines.vllm_server import VLLMServer
-from prmkit.engines.weight_sync import iter_weights
+from prmkit.engines.remote.http import HTTPEngine
+from prmkit.engines.vllm.options import CPU_TRIAL
+from prmkit.engines.vllm.server import VLLMServer
+from prmkit.engines.vllm.weight_sync import iter_weights
 from prmkit.errors import EngineLostError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.records import GenerationRequest, SamplingParams
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import GenerationRequest, SamplingParams
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 TASK = AccumulatorTask()
-BOUND = TASK.step_format.bind(TASK.tokenizer())
+BOUND = BoundStepFormat(TASK.step_format, TASK.tokenizer())
 PROMPTS = [BOUND.prompt_ids(TASK.problem("train", n).question) for n in range(5)]
 OPTIONS = replace(CPU_TRIAL, extra={**CPU_TRIAL.extra, "load_format": "dummy"})
 
@@ -89,7 +90,7 @@ def test_a_server_that_cannot_start_shows_its_log(tmp_path):
 
 OWNER = """
 import sys, time
-from prmkit.engines.vllm_server import VLLMServer
+from prmkit.engines.vllm.server import VLLMServer
 from tests_server import BOUND, OPTIONS
 server = VLLMServer(sys.argv[1], BOUND, OPTIONS)
 print(server._process.pid, flush=True)

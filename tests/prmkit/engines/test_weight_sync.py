@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from prmkit.engines.weight_sync import HTTPChannel, check_names, iter_weights, send_weights
+from prmkit.engines.vllm.weight_sync import HTTPChannel, check_names, iter_weights, send_weights
 from prmkit.errors import ConfigError, EngineLostError
 from prmkit.models.lora import LoraSpec, add_lora, merged_state_dict
 

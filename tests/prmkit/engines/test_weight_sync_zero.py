@@ -14,7 +14,7 @@ import torch
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or it is compiled first
 deepspeed.init_distributed("gloo")
 from test_weight_sync import small
-from prmkit.engines.weight_sync import iter_weights
+from prmkit.engines.vllm.weight_sync import iter_weights
 from prmkit.models.lora import LoraSpec, add_lora, merged_state_dict
 from prmkit.models.sharding import whole
 

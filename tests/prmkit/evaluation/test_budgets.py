@@ -7,14 +7,15 @@ import pytest
 from prmkit.engines.scripted import ScriptedEngine
 from prmkit.errors import ConfigError
 from prmkit.evaluation.budgets import BudgetPlan, make_searchers, plan_searches, resize, share_sampling
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import STEP_FORMATS
 from prmkit.grading.exact import ExactGrader
+from prmkit.records import Problem, SamplingParams
 from prmkit.scoring.table import TableScorer
 from prmkit.search.budget import BudgetLimits
 from prmkit.search.methods import METHODS, make_params
 from prmkit.search.runner import RunParams, solve
-from prmkit.steps import STEP_FORMATS
 from prmkit.tasks.vocabulary import character_tokenizer
-from prmkit.types import Problem, SamplingParams
 
 SAMPLING = SamplingParams(max_tokens=20, temperature=0.7)
 GRADER = ExactGrader(lambda text: text.rpartition("=")[2].strip() or None if "=" in text else None)
@@ -103,7 +104,7 @@ def test_no_method_spends_more_than_its_budget(name, unit):
         more = (index + seed // 1024) % 3
         return "".join(f"{(index + seed // 1024 + i) % 5}\n" for i in range(max(0, 1 + more - steps))) + "=1\n"
 
-    engine = ScriptedEngine(STEP_FORMATS["plain"].bind(character_tokenizer("q0123456789=+-\n")), script)
+    engine = ScriptedEngine(BoundStepFormat(STEP_FORMATS["plain"], character_tokenizer("q0123456789=+-\n")), script)
     scorer = TableScorer(lambda question, steps: (1 + len(steps)) / 20)
     plan = BudgetPlan((1, 2, 6) if unit == "samples" else (7, 50, 120), unit, 9)
     for search in make_searchers(plan_searches({name: params(name)}, plan), engine, scorer, GRADER):

@@ -6,9 +6,9 @@ from prmkit.errors import ConfigError, DataError
 from prmkit.evaluation.comparison import comparison_figures, curves, independent_rows, levels_of, search_truth
 from prmkit.evaluation.comparison_plots import comparison_figure, level_figure, save_figure
 from prmkit.evaluation.tables import comparison_rows, level_rows
+from prmkit.records import Problem, Usage
 from prmkit.search.rows import SearchRow, TraceRecord
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import Problem, Usage
 
 
 def trace(group, correct, *scores, finish="stop"):

@@ -8,9 +8,9 @@ from prmkit.errors import ConfigError, DataError
 from prmkit.evaluation.plots import companion, plot_accuracy
 from prmkit.evaluation.summary import check_headline, figures, tokens_spent, truth_figures
 from prmkit.evaluation.tables import accuracy_rows, markdown, rich_table
+from prmkit.records import Usage
 from prmkit.search.rows import SearchRow, TraceRecord
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import Usage
 
 TASK = AccumulatorTask()
 PROBLEMS = TASK.problems("test", 4)

@@ -9,7 +9,7 @@ from prmkit.io import read_json
 from prmkit.jobs.chunks import ChunkedOutput, meta_path
 from prmkit.jobs.claims import ClaimFolder
 from prmkit.jobs.items import Items, problem_items
-from prmkit.types import Problem
+from prmkit.records import Problem
 
 KEYS = tuple("abcdefg")
 SETTINGS = {"seed": 0}

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from prmkit.advantages import grpo
 from prmkit.errors import ConfigError, DataError
 from prmkit.losses import (
     LossOutput,
@@ -17,6 +16,7 @@ from prmkit.losses import (
     policy_loss,
     row_weights,
 )
+from prmkit.rl.advantages import grpo
 
 NAN = math.nan
 

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from prmkit.errors import ConfigError
+from prmkit.formats.presets import STEP_FORMATS
 from prmkit.models import LoraSpec, ModelSource, build_policy, load_tokenizer, save_policy
-from prmkit.steps import STEP_FORMATS
 
 CONFIG = {
     "model_type": "qwen2",

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from prmkit.errors import ConfigError, DataError, StepFormatError
+from prmkit.formats.presets import STEP_FORMATS, get_step_format
 from prmkit.models import (
     LoraSpec,
     ModelCard,
@@ -18,7 +19,6 @@ from prmkit.models import (
     load_tokenizer,
     save_policy,
 )
-from prmkit.steps import STEP_FORMATS, get_step_format
 
 CONFIG = {
     "model_type": "qwen2",

@@ -14,9 +14,10 @@ from transformers import (
 )
 
 from prmkit.errors import DataError, StepFormatError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.spec import PRMFormat, StepFormat
 from prmkit.models import LoraSpec, ModelSource, PRMModel, build_prm, load_tokenizer, save_policy
 from prmkit.ownership import file_sizes
-from prmkit.steps import PRMFormat, StepFormat
 
 QUESTION, STEPS = "f+5g*3h-8,7", ["f+5=C", "g*3=4", "h-8=C"]
 SHAPE = {
@@ -70,7 +71,7 @@ def one_by_one(prm: PRMModel, full) -> torch.Tensor:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_label_tokens_equal_softmax_of_full_logits(tokenizer, tied: bool, tmp_path: Path) -> None:
-    prm = build_prm(source(tied=tied), form("label_tokens").bind(tokenizer)).eval()
+    prm = build_prm(source(tied=tied), BoundStepFormat(form("label_tokens"), tokenizer)).eval()
     prm.save_pretrained(tmp_path / "prm")
     other = AutoModelForCausalLM.from_pretrained(tmp_path / "prm")
     logits = one_by_one(prm, lambda ids: other(ids).logits)
@@ -82,7 +83,7 @@ def test_label_tokens_equal_softmax_of_full_logits(tokenizer, tied: bool, tmp_pa
 
 
 def test_label_rows_carry_the_bias(tokenizer) -> None:
-    prm = build_prm(source(tied=False), form("label_tokens").bind(tokenizer)).eval()
+    prm = build_prm(source(tied=False), BoundStepFormat(form("label_tokens"), tokenizer)).eval()
     head = prm.model.lm_head
     head.bias = torch.nn.Parameter(torch.randn(head.out_features))
     hidden = torch.randn(5, 32)
@@ -91,7 +92,7 @@ def test_label_rows_carry_the_bias(tokenizer) -> None:
 
 @pytest.mark.parametrize(("head", "outputs"), [("token_head", 2), ("scalar", 1)])
 def test_classifier_heads_equal_transformers(tokenizer, head: str, outputs: int, tmp_path: Path) -> None:
-    prm = build_prm(source(), form(head).bind(tokenizer)).eval()
+    prm = build_prm(source(), BoundStepFormat(form(head), tokenizer)).eval()
     prm.save_pretrained(tmp_path / "prm")
     other = AutoModelForTokenClassification.from_pretrained(tmp_path / "prm").eval()
     wanted = one_by_one(prm, lambda ids: other(ids).logits)
@@ -104,7 +105,7 @@ def test_classifier_heads_equal_transformers(tokenizer, head: str, outputs: int,
 
 @pytest.mark.parametrize("head", ["label_tokens", "token_head", "scalar"])
 def test_round_trip(tokenizer, head: str, tmp_path: Path) -> None:
-    prm = build_prm(source(), form(head).bind(tokenizer)).eval()
+    prm = build_prm(source(), BoundStepFormat(form(head), tokenizer)).eval()
     prm.save_pretrained(tmp_path / "prm", weight_version=4)
     again = PRMModel.from_pretrained(tmp_path / "prm")
     assert again.format.spec == prm.format.spec
@@ -188,7 +189,7 @@ def test_head_without_bias(tokenizer, tmp_path: Path) -> None:
 
 
 def test_format_that_names_another_head_is_refused(tokenizer, tmp_path: Path) -> None:
-    build_prm(source(), form("scalar").bind(tokenizer)).save_pretrained(tmp_path / "prm")
+    build_prm(source(), BoundStepFormat(form("scalar"), tokenizer)).save_pretrained(tmp_path / "prm")
     with pytest.raises(StepFormatError, match=r"prm.head is 'label_tokens', but the folder holds 'scalar'"):
         PRMModel.from_pretrained(tmp_path / "prm", form("label_tokens"))
     with pytest.raises(StepFormatError, match=r"prm.head is 'token_head', but the folder holds 'scalar'"):
@@ -217,7 +218,7 @@ def test_folders_that_cannot_be_read(tokenizer, tmp_path: Path) -> None:
 
 
 def test_padding_and_row_order_change_nothing(tokenizer) -> None:
-    prm = build_prm(source(), form("label_tokens").bind(tokenizer)).eval()
+    prm = build_prm(source(), BoundStepFormat(form("label_tokens"), tokenizer)).eval()
     whole = batch(prm)
     swapped = {name: t.flip(0) for name, t in whole.items()}
     wider = dict(whole)
@@ -230,7 +231,7 @@ def test_padding_and_row_order_change_nothing(tokenizer) -> None:
 
 def test_no_tensor_of_tokens_times_vocabulary(tokenizer) -> None:
     config = {**source().config, "vocab_size": 4001}
-    prm = build_prm(source(config=config), form("label_tokens").bind(tokenizer))
+    prm = build_prm(source(config=config), BoundStepFormat(form("label_tokens"), tokenizer))
     largest = 0
 
     def record(tensor: torch.Tensor) -> torch.Tensor:
@@ -247,7 +248,7 @@ def test_no_tensor_of_tokens_times_vocabulary(tokenizer) -> None:
 
 @pytest.mark.parametrize("head", ["label_tokens", "token_head"])
 def test_lora_trains_adapters_and_new_heads_only_and_is_merged_once(tokenizer, head: str, tmp_path: Path) -> None:
-    prm = build_prm(source(lora=LoraSpec(r=2, alpha=8.0)), form(head).bind(tokenizer))
+    prm = build_prm(source(lora=LoraSpec(r=2, alpha=8.0)), BoundStepFormat(form(head), tokenizer))
     trained = {name for name, p in prm.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in name or "score" in name for name in trained)
@@ -270,7 +271,9 @@ def test_lora_trains_adapters_and_new_heads_only_and_is_merged_once(tokenizer, h
 def test_gradient_checkpointing_gives_the_same_gradients(tokenizer, lora) -> None:
     found = []
     for checkpointing in (False, True):
-        prm = build_prm(source(gradient_checkpointing=checkpointing, lora=lora), form("token_head").bind(tokenizer))
+        prm = build_prm(
+            source(gradient_checkpointing=checkpointing, lora=lora), BoundStepFormat(form("token_head"), tokenizer)
+        )
         prm(**batch(prm)).square().sum().backward()
         assert any(getattr(m, "gradient_checkpointing", False) for m in prm.modules()) == checkpointing
         found.append({n: p.grad for n, p in prm.named_parameters() if p.grad is not None})

@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from prmkit.errors import ConfigError, DataError
+from prmkit.protocols import StepScorer
+from prmkit.records import StepScores
 from prmkit.scoring import EnsembleScorer, TableScorer
 from prmkit.scoring.ensemble import pessimistic
-from prmkit.types import StepScorer, StepScores
 
 
 def score(scorer, *steps):

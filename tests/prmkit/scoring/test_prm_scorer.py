@@ -6,11 +6,12 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
 
 from prmkit.errors import ConfigError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.spec import PRMFormat, StepFormat
 from prmkit.models.prm import PRMModel
+from prmkit.protocols import StepScorer
 from prmkit.scoring import PRMScorer
-from prmkit.steps import PRMFormat, StepFormat
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import StepScorer
 
 TASK = AccumulatorTask()
 EXACT = torch.backends.mkl.is_available()  # where products are the same to the last bit in every batch
@@ -27,7 +28,7 @@ SIZES = {
 
 def prm(seed=0, **format_fields):
     torch.manual_seed(seed)
-    bound = StepFormat(prm=PRMFormat(**format_fields)).bind(TASK.tokenizer())
+    bound = BoundStepFormat(StepFormat(prm=PRMFormat(**format_fields)), TASK.tokenizer())
     labels = {"label_tokens": 2, "token_head": 2, "scalar": 1}[bound.spec.prm.head]
     kind = Qwen2ForCausalLM if bound.spec.prm.head == "label_tokens" else Qwen2ForTokenClassification
     config = Qwen2Config(vocab_size=len(bound.tokenizer), num_labels=labels, **SIZES)

@@ -3,8 +3,8 @@ import asyncio
 import pytest
 
 from prmkit.errors import ConfigError
+from prmkit.protocols import StepScorer
 from prmkit.scoring import TableScorer
-from prmkit.types import StepScorer
 
 
 def score(scorer, *steps):

@@ -7,16 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prmkit.engines.vllm_options import CPU_TRIAL
-from prmkit.engines.vllm_server import VLLMServer
+from prmkit.engines.vllm.options import CPU_TRIAL
+from prmkit.engines.vllm.server import VLLMServer
 from prmkit.errors import ConfigError, StepFormatError
+from prmkit.formats.bound import BoundStepFormat, EncodedSteps
+from prmkit.formats.spec import PRMFormat, StepFormat
 from prmkit.models import ModelSource, PRMModel, build_prm
 from prmkit.scoring import PRMScorer
 from prmkit.scoring.config import HttpScorerConfig
 from prmkit.scoring.http import HTTPScorer
 from prmkit.scoring.vllm import VLLMScorer
 from prmkit.scoring.vllm_plan import plan_pooling
-from prmkit.steps import EncodedSteps, PRMFormat, StepFormat
 from prmkit.tasks.accumulator import AccumulatorTask
 
 TASK = AccumulatorTask()
@@ -34,7 +35,7 @@ def make_prm(prm: PRMFormat, folder, model_type="qwen2"):
         "max_position_embeddings": 256,
         "initializer_range": 0.2,
     }
-    bound = StepFormat("x", prm=prm).bind(TASK.tokenizer())
+    bound = BoundStepFormat(StepFormat("x", prm=prm), TASK.tokenizer())
     model = build_prm(ModelSource(config=config, tokenizer="accumulator", seed=1), bound)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -70,7 +71,7 @@ def test_reading_elsewhere_takes_all_logits(tmp_path):
 
 def test_what_is_not_served_says_why(tmp_path):
     bound = make_prm(BEFORE, tmp_path)
-    other = StepFormat("x", prm=TAG).bind(bound.tokenizer)
+    other = BoundStepFormat(StepFormat("x", prm=TAG), bound.tokenizer)
     plan = plan_pooling(tmp_path, other)
     assert not plan.serves
     assert "no causal language model" in plan.reason

@@ -6,10 +6,11 @@ import pytest
 
 from prmkit.engines.driver import Driver
 from prmkit.engines.stops import find_stop
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.presets import STEP_FORMATS
+from prmkit.records import Completion
 from prmkit.scoring.table import TableScorer
-from prmkit.steps import STEP_FORMATS
 from prmkit.tasks.vocabulary import character_tokenizer
-from prmkit.types import Completion
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-*=?.,:() \n"
 
@@ -18,11 +19,11 @@ class StepPolicy:
     """Draws line after line from `lines(question, lines so far) -> {line: probability}`. No line ends the solution; a
     line that ends with "$" does so too, without a separator. The log-probability of every token is -1.
 
-    Implements `prmkit.types.Engine`. `requests` keeps what was asked, `batches` counts pieces of work.
+    Implements `prmkit.protocols.Engine`. `requests` keeps what was asked, `batches` counts pieces of work.
     """
 
     def __init__(self, lines, weight_version=0):
-        self.format = STEP_FORMATS["plain"].bind(character_tokenizer(ALPHABET))
+        self.format = BoundStepFormat(STEP_FORMATS["plain"], character_tokenizer(ALPHABET))
         self.weight_version = weight_version
         self.lines = lines
         self.requests = []

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prmkit.records import Problem, SamplingParams
 from prmkit.scoring.table import TableScorer
 from prmkit.search.beam import BeamParams, beam_search
 from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.dvts import dvts
 from prmkit.search.rebase import RebaseParams, rebase, share_out
-from prmkit.types import Problem, SamplingParams
 
 PROBLEM = Problem("p", "q", "1")
 

@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from prmkit.errors import ConfigError
+from prmkit.records import SamplingParams, StepScores
 from prmkit.search.best_of_n import BestOfNParams, CoTParams, best_of_n, chain_of_thought
 from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.sampling import sample_traces
 from prmkit.seeding import derive_seed
-from prmkit.types import SamplingParams, StepScores
 
 
 class Scorer:

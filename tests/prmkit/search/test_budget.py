@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prmkit.errors import ConfigError, DataError
+from prmkit.records import Completion, GenerationRequest, SamplingParams, StepScores, Usage
 from prmkit.search.budget import Budget, BudgetLimits
-from prmkit.types import Completion, GenerationRequest, SamplingParams, StepScores, Usage
 
 
 class Scorer:

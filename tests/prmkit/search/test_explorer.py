@@ -6,11 +6,11 @@ import random
 import pytest
 
 from prmkit.errors import ConfigError
+from prmkit.records import Problem, SamplingParams, Step
 from prmkit.scoring.table import TableScorer
 from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.explorer import Explorer, StepwiseParams
 from prmkit.search.tree import Node, distinct, solution_steps
-from prmkit.types import Problem, SamplingParams, Step
 
 PROBLEM = Problem("p", "q", "1")
 

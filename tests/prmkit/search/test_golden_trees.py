@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from prmkit.io import read_json, write_json
+from prmkit.records import Problem
 from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.methods import make_method, make_params
-from prmkit.types import Problem
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {

@@ -8,11 +8,11 @@ import pytest
 
 from prmkit.engines.scripted import ScriptedEngine
 from prmkit.errors import DataError
+from prmkit.records import Completion, Problem, SamplingParams
 from prmkit.scoring.table import TableScorer
 from prmkit.search.beam import BeamParams, beam_search
 from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.mcts import MCTSParams, mcts
-from prmkit.types import Completion, Problem, SamplingParams
 
 PROBLEM = Problem("p", "q", "1")
 DEPTH = 3

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from prmkit.errors import ConfigError
 from prmkit.jobs.chunks import ChunkedOutput
+from prmkit.records import Problem, SamplingParams
 from prmkit.scoring.table import TableScorer
 from prmkit.search.actions import Action
 from prmkit.search.beam import BeamParams
@@ -17,7 +18,6 @@ from prmkit.search.methods import METHODS, make_method, make_params, needs_prm
 from prmkit.search.result import TreeNode
 from prmkit.search.rows import read_rows
 from prmkit.search.runner import RunParams, Searcher, run_search
-from prmkit.types import Problem, SamplingParams
 
 SHORT = {"max_tokens": 14}
 LIMITS = {"sampling": SHORT, "step_tokens": 5}

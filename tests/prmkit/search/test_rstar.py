@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from prmkit.records import Problem
 from prmkit.scoring.table import TableScorer
 from prmkit.search.actions import RSTAR_ACTIONS, Action, render
 from prmkit.search.budget import Budget, BudgetLimits
@@ -14,7 +15,6 @@ from prmkit.search.explorer import StepwiseParams
 from prmkit.search.methods import make_method, make_params
 from prmkit.search.rstar import RStarParams, rstar
 from prmkit.search.tree import Node
-from prmkit.types import Problem
 
 PROBLEM = Problem("p", "q", "1")
 

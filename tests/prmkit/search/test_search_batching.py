@@ -6,14 +6,15 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
 
-from prmkit.engines.hf import HFEngine
+from prmkit.engines.inprocess.hf import HFEngine
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.spec import PRMFormat, StepFormat
 from prmkit.models.prm import PRMModel
+from prmkit.records import Problem
 from prmkit.scoring.prm import PRMScorer
 from prmkit.scoring.table import TableScorer
 from prmkit.search.budget import Budget, BudgetLimits
 from prmkit.search.methods import make_method, make_params
-from prmkit.steps import PRMFormat, StepFormat
-from prmkit.types import Problem
 
 SIZES = {
     "hidden_size": 32,
@@ -29,7 +30,9 @@ EXACT = torch.backends.mkl.is_available()  # where products are the same to the 
 
 def tiny_prm(tokenizer):
     torch.manual_seed(0)
-    bound = StepFormat(prm=PRMFormat(head="scalar", tag="", after_step="\n", read="step_end")).bind(tokenizer)
+    bound = BoundStepFormat(
+        StepFormat(prm=PRMFormat(head="scalar", tag="", after_step="\n", read="step_end")), tokenizer
+    )
     config = Qwen2Config(vocab_size=len(tokenizer), num_labels=1, **SIZES)
     return PRMModel(Qwen2ForTokenClassification(config), bound).eval()
 

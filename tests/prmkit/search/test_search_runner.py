@@ -9,11 +9,13 @@ import pytest
 
 from prmkit.engines.scripted import ScriptedEngine
 from prmkit.errors import ConfigError, DataError, EngineLostError
+from prmkit.formats.bound import BoundStepFormat
 from prmkit.grading.exact import ExactGrader
 from prmkit.io import read_json, write_json
 from prmkit.jobs.chunks import ChunkedOutput, meta_path
 from prmkit.jobs.claims import ClaimFolder
 from prmkit.jobs.runner import gather, run_claimed
+from prmkit.records import Problem, SamplingParams, Step, Trace
 from prmkit.scoring.table import TableScorer
 from prmkit.search.best_of_n import BestOfNParams, best_of_n
 from prmkit.search.budget import BudgetLimits
@@ -28,7 +30,6 @@ from prmkit.search.runner import (
     search_all,
     search_work,
 )
-from prmkit.types import Problem, SamplingParams, Step, Trace
 
 PROBLEMS = [Problem(f"p{i}", f"q{i}", "1", level="easy", source="s") for i in range(10)]
 GREEDY = SamplingParams(temperature=0.0)
@@ -268,13 +269,15 @@ def test_scored_tokens_are_those_of_the_search_alone(compare, digit_policy):
     import torch
     from transformers import Qwen2Config, Qwen2ForTokenClassification
 
+    from prmkit.formats.spec import PRMFormat, StepFormat
     from prmkit.models.prm import PRMModel
     from prmkit.scoring.prm import PRMScorer
-    from prmkit.steps import PRMFormat, StepFormat
 
     torch.manual_seed(0)
     tokenizer = digit_policy.format.tokenizer
-    bound = StepFormat(prm=PRMFormat(head="scalar", tag="", after_step="\n", read="step_end")).bind(tokenizer)
+    bound = BoundStepFormat(
+        StepFormat(prm=PRMFormat(head="scalar", tag="", after_step="\n", read="step_end")), tokenizer
+    )
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
     config = Qwen2Config(vocab_size=len(tokenizer), num_labels=1, num_key_value_heads=1, **sizes)
     model = PRMModel(Qwen2ForTokenClassification(config), bound).eval()

@@ -10,10 +10,11 @@ from aiohttp import web
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prmkit.engines import HFEngine
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.spec import StepFormat
 from prmkit.models.prm import PRMModel
 from prmkit.scoring import PRMScorer
 from prmkit.serving.app import ServedModel, make_app
-from prmkit.steps import StepFormat
 from prmkit.tasks.accumulator import AccumulatorTask
 
 TASK = AccumulatorTask()
@@ -153,7 +154,7 @@ def faults():
 
 @pytest.fixture(scope="session")
 def bound():
-    return TASK.step_format.bind(TASK.tokenizer())
+    return BoundStepFormat(TASK.step_format, TASK.tokenizer())
 
 
 @pytest.fixture(scope="session")
@@ -169,7 +170,7 @@ def make_engine(bound):
 @pytest.fixture(scope="session")
 def make_scorer():
     def make(**fields):
-        fmt = StepFormat(prm=fields.pop("prm")).bind(TASK.tokenizer())
+        fmt = BoundStepFormat(StepFormat(prm=fields.pop("prm")), TASK.tokenizer())
         return PRMScorer(PRMModel(tiny_model(len(fmt.tokenizer)), fmt).eval())
 
     return make

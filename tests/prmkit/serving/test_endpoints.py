@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from prmkit.engines.endpoints import EndpointPool
+from prmkit.engines.remote.endpoints import EndpointPool
 from prmkit.errors import EngineLostError
 
 

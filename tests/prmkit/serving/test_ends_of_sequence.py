@@ -10,16 +10,18 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from lightning_modules.sft import SFT
-from prmkit.ends import model_end_ids
 from prmkit.engines.config import EngineConfig, HttpEngineConfig
 from prmkit.engines.factory import open_engine
 from prmkit.errors import DataError
-from prmkit.mdp import ReasoningMDP
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.formats.ends import model_end_ids
+from prmkit.formats.presets import STEP_FORMATS
+from prmkit.formats.spec import PolicyFormat, StepFormat
 from prmkit.models import ModelSource, load_policy, save_policy
-from prmkit.rollouts import sample_group
-from prmkit.steps import STEP_FORMATS, PolicyFormat, StepFormat
+from prmkit.records import GenerationRequest, Problem, SamplingParams
+from prmkit.rl.mdp import ReasoningMDP
+from prmkit.rl.rollouts import sample_group
 from prmkit.tasks.vocabulary import character_tokenizer
-from prmkit.types import GenerationRequest, Problem, SamplingParams
 
 TURN = "<end_of_turn>"
 SIZES = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
@@ -125,7 +127,7 @@ def test_the_end_that_a_chat_template_writes_is_trained_and_exported(tokenizer, 
     talking.chat_template = chat
     spec = StepFormat("t", PolicyFormat(chat=True), STEP_FORMATS["plain"].prm)
     turn = tokenizer.convert_tokens_to_ids(TURN)
-    assert spec.bind(talking).solution_ids("7")[-1] == turn
+    assert BoundStepFormat(spec, talking).solution_ids("7")[-1] == turn
     save_policy(chain(QWEN2, tokenizer), talking, spec, tmp_path / "policy")
     assert turn in model_end_ids(tmp_path / "policy")
     policy = load_policy(tmp_path / "policy")

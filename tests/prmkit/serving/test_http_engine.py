@@ -8,9 +8,9 @@ import pytest
 
 from prmkit.engines.config import HttpEngineConfig
 from prmkit.engines.contract import ENGINE_CHECKS
-from prmkit.engines.http import HTTPEngine
+from prmkit.engines.remote.http import HTTPEngine
 from prmkit.errors import ConfigError, EngineLostError, ServerError
-from prmkit.types import GenerationRequest, SamplingParams
+from prmkit.records import GenerationRequest, SamplingParams
 
 QUICK = {"backoff": 0.01, "probe_every": 0.1, "patience": 5.0, "timeout": 20.0}
 

@@ -4,13 +4,14 @@ import asyncio
 
 import pytest
 
-from prmkit.engines.http import HTTPEngine
+from prmkit.engines.remote.http import HTTPEngine
 from prmkit.errors import ConfigError, EngineLostError
+from prmkit.formats.bound import EncodedSteps
+from prmkit.formats.spec import PRMFormat
+from prmkit.protocols import StepScorer
 from prmkit.scoring.config import HttpScorerConfig
 from prmkit.scoring.http import HTTPScorer, read_scores
-from prmkit.steps import EncodedSteps, PRMFormat
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import StepScorer
 
 TASK = AccumulatorTask()
 FORMATS = [

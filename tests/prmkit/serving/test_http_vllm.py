@@ -13,15 +13,15 @@ import torch
 
 from prmkit.engines.config import HttpEngineConfig
 from prmkit.engines.contract import ENGINE_CHECKS
-from prmkit.engines.http import HTTPEngine
+from prmkit.engines.remote.http import HTTPEngine
 from prmkit.errors import ConfigError
+from prmkit.formats.spec import PRMFormat, StepFormat
 from prmkit.models import PRMModel, load_policy, save_policy
+from prmkit.records import GenerationRequest, SamplingParams
 from prmkit.scoring import PRMScorer
 from prmkit.scoring.config import HttpScorerConfig
 from prmkit.scoring.http import HTTPScorer
-from prmkit.steps import PRMFormat, StepFormat
 from prmkit.tasks.accumulator import AccumulatorTask
-from prmkit.types import GenerationRequest, SamplingParams
 
 pytestmark = [
     pytest.mark.slow,

@@ -3,9 +3,9 @@
 import pytest
 
 from prmkit.errors import ConfigError
+from prmkit.formats.bound import EncodedSteps
+from prmkit.records import GenerationRequest, SamplingParams
 from prmkit.serving.requests import parse_completions, parse_pooling
-from prmkit.steps import EncodedSteps
-from prmkit.types import GenerationRequest, SamplingParams
 
 
 def test_completions(bound):

@@ -3,9 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prmkit.errors import ConfigError, DataError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.protocols import VerifiableTask
+from prmkit.records import Problem
 from prmkit.tasks import get_task
 from prmkit.tasks.accumulator import apply, is_hard, misapply, parse_program
-from prmkit.types import Problem, VerifiableTask
 
 TASK = get_task("accumulator")
 PROBLEM = Problem("p", "f+5g*3h-8,7", "C")
@@ -159,7 +161,7 @@ def test_tokenizer_is_one_token_a_character_and_round_trips(tmp_path):
 
 
 def test_step_format_binds():
-    bound = TASK.step_format.bind(TASK.tokenizer())
+    bound = BoundStepFormat(TASK.step_format, TASK.tokenizer())
     problem = TASK.problem("test", 0)
     steps = bound.split_ids(bound.solution_ids(problem.solution))
     assert "\n".join(step.text for step in steps) == problem.solution

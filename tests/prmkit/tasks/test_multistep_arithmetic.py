@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import pytest
 
 from prmkit.errors import ConfigError, DataError
+from prmkit.formats.bound import BoundStepFormat
+from prmkit.protocols import VerifiableTask
+from prmkit.records import Problem
 from prmkit.tasks import MultistepArithmeticTask, get_task
 from prmkit.tasks.generated import SPLIT_SHARES
 from prmkit.tasks.multistep_arithmetic import benchmark_hashes, final_answer, question_hash
 from prmkit.tasks.multistep_lines import evaluate, next_line, parse_expression, solution_lines
-from prmkit.types import Problem, VerifiableTask
 
 TASK = get_task("multistep_arithmetic")
 QUESTION = "((-1 + 2 + 2 * 9 * 5) * (-2 + -4 + -4 * -7)) ="
@@ -211,7 +213,7 @@ def test_tokenizer_keeps_digits_signs_and_newlines_alone():
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert tokenizer.unk_token_id not in ids
-    bound = TASK.step_format.bind(tokenizer)
+    bound = BoundStepFormat(TASK.step_format, tokenizer)
     assert bound.decode(bound.label_ids) == "-+"
     assert [step.text for step in bound.split_ids(bound.solution_ids(WORKING))] == WORKING.split("\n")
 
