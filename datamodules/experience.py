@@ -87,7 +87,7 @@ class ExperienceDataModule(LightningDataModule):
         validation: problems to examine the policy on; None for no validation.
         iteration: size of an iteration.
         max_tokens: tokens a solution at most, at least 1.
-        rewards: what is maximised.
+        rewards: what is maximised; as a mapping, settings by reward, those registered from outside among them.
         prm: the process reward model, or several, for the part `process`; None for none.
         dynamic_sampling: which groups are kept; None keeps all.
         evaluation: how the policy is examined.
@@ -110,7 +110,7 @@ class ExperienceDataModule(LightningDataModule):
         validation: PromptConfig | None = None,
         iteration: IterationConfig = IterationConfig(),
         max_tokens: int = 512,
-        rewards: RewardsConfig = RewardsConfig(),  # noqa: B008
+        rewards: RewardsConfig | dict[str, Any] = RewardsConfig(),  # noqa: B008
         prm: PRMSource | None = None,
         dynamic_sampling: DynamicSampling | None = None,
         evaluation: EvaluationConfig = EvaluationConfig(),
@@ -123,6 +123,7 @@ class ExperienceDataModule(LightningDataModule):
         for name, value in (("max_tokens", max_tokens), ("scoring_tokens", scoring_tokens)):
             if value < 1:
                 raise ConfigError(f"data.{name}", value, "an integer of at least 1")
+        rewards = RewardsConfig.of(rewards)
         if rewards.process is not None and prm is None:
             raise ConfigError("data.prm", None, "a PRM, for data.rewards.process")
         if rewards.implicit is not None and rewards.outcome is None:

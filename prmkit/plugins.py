@@ -188,10 +188,10 @@ def import_attribute(reference: str, field: str) -> Any:
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}.")
-        if missing:
+        missing = str(error.name) if isinstance(error, ModuleNotFoundError) else ""
+        if missing and f"{module}.".startswith(f"{missing}."):
             remedy = "Install its package, or put the folder that holds it on PYTHONPATH."
-            raise ConfigError(field, reference, f"module:attribute; there is no module {error.name}", remedy) from None
+            raise ConfigError(field, reference, f"module:attribute; there is no module {missing}", remedy) from None
         raise PluginError(f"{field}: {reference}: the module cannot be imported: {_reason(error)}") from error
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -291,7 +291,7 @@ def register_head(name: str, *, outputs: Literal[1, 2]) -> Callable[[Made], Made
 
 
 def register_loss(name: str, *, of: Literal["prm", "policy"] = "prm") -> Callable[[Made], Made]:
-    """Register a loss: `model.loss: NAME` of a PRM, `model.policy_loss.kind: NAME` of GRPO and PPO.
+    """Register a loss: `model.loss: NAME` of a PRM, `model.loss.kind: NAME` of GRPO and PPO.
 
     Of a PRM it decorates `(logits, targets) -> LossOutput` with logits [N, 2] or [N, 1] and targets [N] in [0, 1] (see
     `prmkit.losses.prm`; a third argument `pairs` asks for batches with pairs). Of a policy it decorates

@@ -98,7 +98,7 @@ class _Merge:
         """Merge the settings of a class or group, `known` where they are known; `where` is its key."""
         for key, value in more.items():
             name = str(key)
-            setting = known.settings.get(name.rstrip("+")) if known is not None else None
+            setting = known.get(name.rstrip("+")) if known is not None else None
             kind = ANYTHING if setting is None else setting.kind
             self.value(tree, name, value, kind, f"{where}.{name}" if where else name)
 
@@ -256,7 +256,7 @@ class _Override:
 
     def _into_settings(self, node: dict[str, Any], found: Signature) -> None:
         key = self._keys.pop(0)
-        setting = found.settings.get(key, Setting(ANYTHING, False))  # an unknown one is refused with its full key later
+        setting = found.get(key) or Setting(ANYTHING, False)  # an unknown one is refused with its full key later
         self._done.append(key)
         self._into(node, key, setting.kind)
 

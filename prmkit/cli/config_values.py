@@ -13,6 +13,7 @@ from prmkit.cli.signatures import (
     Kind,
     ListOf,
     MappingOf,
+    Named,
     Plain,
     Record,
     Signature,
@@ -53,7 +54,8 @@ def from_text(text: str, kind: Kind) -> Any:
     if is_reference(text):
         return text
     others = [member for member in accepted if member not in (Plain("str"), Plain("null"))]
-    takes_text = Plain("str") in accepted
+    others = [member for member in others if not isinstance(member, Named)]
+    takes_text = Plain("str") in accepted or any(isinstance(member, Named) for member in accepted)
     if takes_text and not others:
         return text
     if any(isinstance(member, Choice) and text in member.values for member in others):
@@ -73,6 +75,8 @@ def _fits(value: Any, kind: Kind) -> bool:
             return any(_fits(value, member) for member in kind.members)
         case Choice():
             return any(value == choice and type(value) is type(choice) for choice in kind.values)
+        case Named():
+            return isinstance(value, str)  # whether it is a name there is looked up last
         case ListOf():
             return isinstance(value, (list, tuple))
         case MappingOf() | Record():
@@ -97,6 +101,8 @@ def describe(kind: Kind) -> str:
             return " | ".join(dict.fromkeys(describe(member) for member in kind.members))
         case Choice():
             return " | ".join(map(str, kind.values))
+        case Named():
+            return " | ".join(kind.catalogue)
         case ListOf(item):
             return "a list" if item == ANYTHING else f"a list of {describe(item)}"
         case MappingOf():
@@ -123,6 +129,9 @@ def check(value: Any, kind: Kind, where: str, schema: Schema | None = None) -> N
     if not _fits(value, kind):
         raise PrmkitError(_wrong(value, kind, where))
     accepted = members(kind)
+    named = next((member for member in accepted if isinstance(member, Named)), None)
+    if named is not None and isinstance(value, str):
+        named.catalogue.name_of(value, where)
     if isinstance(value, dict):
         _check_mapping(value, accepted, where, schema or {})
     elif isinstance(value, (list, tuple)):
@@ -187,11 +196,12 @@ def check_settings(value: Mapping[Any, Any], found: Signature, where: str, schem
     owner = f" of {found.path}" if found.path and found.path not in schema else ""
     for key, entry in value.items():
         at = f"{where}.{key}" if where else str(key)
-        setting = found.settings.get(str(key))
+        setting = found.get(str(key))
         if setting is not None:
             check(entry, setting.kind, at, schema)
         elif not found.open:
-            known = list(_all_keys(found, schema))
+            outside = found.catalogue.catalogue if found.catalogue is not None else ()
+            known = list(dict.fromkeys((*_all_keys(found, schema), *outside)))
             near = _nearest(str(key), known)
             hint = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else ""
             raise PrmkitError(f"{at}: no such setting{owner}. {hint or 'Accepted: ' + ', '.join(found.settings) + '.'}")

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from prmkit.errors import ConfigError, DataError
-from prmkit.models.heads import class_of_head
 from prmkit.formats.presets import get_step_format
 from prmkit.formats.spec import StepFormat
+from prmkit.models.heads import class_of_head
 from prmkit.models.lora import LoraSpec
 from prmkit.models.policy import prepare_training
 from prmkit.models.source import ModelSource, from_config, load_tokenizer, make_config, read_config, resolve_source

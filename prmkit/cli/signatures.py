@@ -15,8 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from prmkit.plugins import Catalogue, import_attribute
+
 __all__ = [
-    "ANYTHING", "Choice", "ClassOf", "Kind", "ListOf", "MappingOf", "Plain", "Record", "Setting", "Signature",
+    "ANYTHING", "Choice", "ClassOf", "Kind", "ListOf", "MappingOf", "Named", "Plain", "Record", "Setting", "Signature",
     "Union", "exists", "signature",
 ]  # fmt: skip
 
@@ -33,6 +35,18 @@ class Choice:
     """One of some values (`Literal`)."""
 
     values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Named:
+    """The name of a part in a catalogue (`Annotated[str, CATALOGUE]`), which `path`, `module:attribute`, stands for."""
+
+    path: str
+
+    @property
+    def catalogue(self) -> Catalogue[Any]:
+        found: Catalogue[Any] = import_attribute(self.path, "catalogue")
+        return found
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ class Union:
     members: tuple[Kind, ...]
 
 
-Kind = Plain | Choice | ListOf | MappingOf | Record | ClassOf | Union
+Kind = Plain | Choice | Named | ListOf | MappingOf | Record | ClassOf | Union
 ANYTHING = Plain("anything")
 
 _PLAIN = {
@@ -103,11 +117,20 @@ class Signature:
         path: its import path.
         settings: by name.
         open: it may take further settings, which cannot be told from its source.
+        catalogue: parts whose names are settings, too, each with the settings of its own class; None for none.
     """
 
     path: str
     settings: dict[str, Setting]
     open: bool = False
+    catalogue: Named | None = None
+
+    def get(self, name: str) -> Setting | None:
+        """A setting by its name, also that of a part from outside; None for an unknown one."""
+        if name in self.settings or self.catalogue is None or name not in self.catalogue.catalogue:
+            return self.settings.get(name)
+        kind: type = self.catalogue.catalogue[name].config
+        return Setting(_union(Record(f"{kind.__module__}.{kind.__qualname__}"), Plain("null")), False)
 
 
 @dataclass
@@ -128,7 +151,7 @@ def signature(path: str) -> Signature | None:
     if not isinstance(node, ast.ClassDef):
         return None
     settings, is_open = _settings(module, node, frozenset())
-    return Signature(path, settings, is_open)
+    return Signature(path, settings, is_open, _catalogue_of(module, node))
 
 
 def exists(path: str) -> bool | None:
@@ -169,6 +192,25 @@ def _fields(module: _Module, node: ast.ClassDef, seen: frozenset[str]) -> tuple[
         required = statement.value is None or not _has_default(statement.value)
         found[statement.target.id] = Setting(_kind(module, statement.annotation), required)
     return found, is_open
+
+
+def _catalogue_of(module: _Module, node: ast.ClassDef) -> Named | None:
+    """The catalogue that a record takes parts of by name: its `catalogue: ClassVar[...] = CATALOGUE`."""
+    for statement in node.body:
+        if isinstance(statement, ast.AnnAssign) and getattr(statement.target, "id", "") == "catalogue":
+            return _catalogue(module, statement.value)
+    return None
+
+
+def _catalogue(module: _Module, node: ast.AST | None) -> Named | None:
+    """The catalogue that a name stands for; None for anything else."""
+    found = _resolve(module, ast.unparse(node)) if isinstance(node, (ast.Name, ast.Attribute)) else None
+    owner, assigned = found if found is not None else (module, None)
+    if not isinstance(assigned, (ast.Assign, ast.AnnAssign)):
+        return None
+    target = assigned.targets[0] if isinstance(assigned, ast.Assign) else assigned.target
+    made = isinstance(assigned.value, ast.Call) and _called(assigned.value) == "Catalogue"
+    return Named(f"{owner.name}:{ast.unparse(target)}") if made else None
 
 
 def _is_internal(value: ast.AST | None) -> bool:
@@ -264,7 +306,7 @@ def _subscript(module: _Module, node: ast.Subscript, depth: int) -> Kind:
         values = [member.value for member in inside if isinstance(member, ast.Constant)]
         return Choice(tuple(values)) if len(values) == len(inside) else ANYTHING
     if name == "Annotated":
-        return _kind(module, inside[0], depth)
+        return next(filter(None, (_catalogue(module, part) for part in inside[1:])), _kind(module, inside[0], depth))
     if name in _SEQUENCES:
         items = [member for member in inside if getattr(member, "value", None) is not Ellipsis]
         return ListOf(_union(*dict.fromkeys(_kind(module, member, depth) for member in items)))

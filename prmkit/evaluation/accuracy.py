@@ -36,6 +36,7 @@ __all__ = [
     "paired_gain",
     "problem_accuracy",
     "samples_from_rows",
+    "selection_of",
 ]
 
 FloatArray = npt.NDArray[np.float64]
@@ -126,7 +127,7 @@ def problem_accuracy(samples: Samples, method: str, n: int) -> FloatArray:
         return values[:, : blocks * n].reshape(problems * blocks, n)
 
     classes, correct = cut(samples.classes), cut(samples.correct)
-    selection, how = _parse(method)
+    selection, how = selection_of(method)
     if selection is None:
         hits = oracle(classes, correct)  # type: ignore[arg-type]
     else:
@@ -155,7 +156,8 @@ def mean_and_se(values: FloatArray) -> Estimate:
     return Estimate(float(values.mean()), se)
 
 
-def _parse(method: str) -> tuple[Selection | None, Aggregation | None]:
+def selection_of(method: str) -> tuple[Selection | None, Aggregation | None]:
+    """Selection and aggregation of a name in `method_names`; None for what it does without. ConfigError otherwise."""
     if method == "oracle":
         return None, None
     if method == "majority":

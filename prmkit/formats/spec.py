@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from prmkit.errors import ConfigError, StepFormatError
 from prmkit.io import read_json, write_json
-from prmkit.plugins import HEADS, Catalogue, HeadName
+from prmkit.plugins import HEADS, HeadName
 
 __all__ = [
     "STEP_FORMAT_FILE",

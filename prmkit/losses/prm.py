@@ -8,6 +8,7 @@ counts; `prmkit.losses.normalising` divides. Targets are floats in [0, 1] and st
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -116,11 +117,9 @@ def step_loss(kind: str, logits: Tensor, targets: Tensor, pairs: Tensor | None =
         ConfigError: unknown kind.
         DataError: "pairwise" without pairs.
     """
-    loss = PRM_LOSSES.find(kind, "loss")
+    loss: Callable[..., LossOutput] = PRM_LOSSES.find(kind, "loss")
     if "pairs" not in inspect.signature(loss).parameters:
-        output: LossOutput = loss(logits, targets)
-        return output
+        return loss(logits, targets)
     if pairs is None:
         raise DataError(f'loss "{kind}" needs batches with pairs of steps; the data module gives none')
-    output = loss(logits, targets, pairs)
-    return output
+    return loss(logits, targets, pairs)

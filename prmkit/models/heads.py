@@ -142,19 +142,19 @@ def _own_class(kind: str, head: Head, config: PretrainedConfig) -> Any:
     make, outputs = head.make, head.outputs
     assert make is not None
 
-    def __init__(self: Any, config: PretrainedConfig) -> None:
+    def start(self: Any, config: PretrainedConfig) -> None:
         config.num_labels = outputs
         base.__init__(self, config)
         self.score = make(config)
         self.post_init()
 
-    def from_config(cls: Any, config: PretrainedConfig, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    def random(cls: Any, /, config: PretrainedConfig, *, trust_remote_code: bool = False, **options: Any) -> Any:
         del trust_remote_code  # as in the Auto classes; there is none here
         return cls._from_config(config, **options)
 
     word = HEADS.name_of(kind, "step_format.prm.head").title().replace("_", "")
     name = f"{base.__name__.removesuffix('ForTokenClassification')}{word}ForPrmModel"
-    return type(name, (base,), {"__init__": __init__, "from_config": classmethod(from_config), "__module__": __name__})
+    return type(name, (base,), {"__init__": start, "from_config": classmethod(random), "__module__": __name__})
 
 
 def _own_plan(kind: str, head: Head, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> HeadPlan:

@@ -49,8 +49,8 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 def register_task(name: str) -> Callable[[Made], Made]:
     """Register a task: `--task NAME`, `data.prompts.task: NAME`.
 
-    Decorates a class or function that makes a `prmkit.protocols.Task`; its arguments are the task's options. One that reads
-    a file has an argument `data`. With a method `tokenizer()` the task's name stands for that tokenizer in
+    Decorates a class or function that makes a `prmkit.protocols.Task`; its arguments are the task's options. One that
+    reads a file has an argument `data`. With a method `tokenizer()` the task's name stands for that tokenizer in
     `source.tokenizer`.
     """
 

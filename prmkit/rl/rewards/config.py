@@ -187,5 +187,6 @@ def build_rewards(
         kind = REWARDS.find(name, "rewards")
         if not isinstance(settings, kind.config):
             raise ConfigError(f"rewards.{name}", settings, kind.config.__name__)
-        parts[REWARDS.name_of(name, "rewards")] = WeightedPart(kind.make(settings, context), settings.weight)
+        weight: float = getattr(settings, "weight")  # noqa: B009 - of a class from outside
+        parts[REWARDS.name_of(name, "rewards")] = WeightedPart(kind.make(settings, context), weight)
     return RewardMixture(parts)
