@@ -254,6 +254,8 @@ def _method(
     name = METHODS.name_of(name, "method")
     if scorer is None and "prm" in METHODS[name].parts:
         raise ConfigError("prm", None, f"a PRM: {name} is guided by one")
+    if n is not None and METHODS[name].size == "one":
+        raise ConfigError("n", n, f"None: {name} has one size")
     params = make_params(name, settings)
     return make_method(name, params if n is None else resize(name, params, n), grader=grader)
 

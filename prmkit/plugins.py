@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ __all__ = [
     "import_attribute",
     "load_plugins",
     "plugin_help",
+    "plugin_states",
     "register_head",
     "register_loss",
 ]
@@ -47,6 +49,8 @@ _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 T = TypeVar("T")
 Made = TypeVar("Made")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class _Entry(Generic[T]):
 
 
 class Catalogue(Mapping[str, T]):
-    """Parts of one kind by name. Iteration and `in` import the plugins where they have to.
+    """Parts of one kind by name. Iteration imports the plugins, and lookup does where a name is not known yet.
 
     Args:
         kind: what the parts are, for messages and help, e.g. "search method".
@@ -148,11 +152,11 @@ class Catalogue(Mapping[str, T]):
             return False
 
     def __iter__(self) -> Iterator[str]:
-        load_plugins()
+        _list_plugins()
         return iter(self._entries)
 
     def __len__(self) -> int:
-        load_plugins()
+        _list_plugins()
         return len(self._entries)
 
     __eq__ = object.__eq__
@@ -207,34 +211,62 @@ def load_plugins() -> None:
     Raises:
         PluginError: one cannot be imported.
     """
-    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+    for point in _entry_points():
+        _load(point)
+
+
+def plugin_states() -> list[dict[str, str]]:
+    """Name, package, version and state ("ok", or why it cannot be imported) of each plugin."""
+    found = []
+    for point in _entry_points():
+        state = "ok"
         try:
-            point.load()
-        except Exception as error:
-            package = point.dist.name if point.dist is not None else point.value
-            raise PluginError(
-                f"plugin {point.name} ({point.value}, of {package}) cannot be imported: {_reason(error)}. "
-                f"Mend it, or take it away: pip uninstall {package}"
-            ) from error
+            _load(point)
+        except PluginError as error:
+            state = str(error)
+        package, version = (point.dist.name, point.dist.version) if point.dist is not None else ("", "")
+        found.append({"name": point.name, "package": package, "version": version, "state": state})
+    return found
+
+
+def _entry_points() -> list[importlib.metadata.EntryPoint]:
+    return sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: (point.name, point.value))
+
+
+def _load(point: importlib.metadata.EntryPoint) -> None:
+    try:
+        point.load()
+    except Exception as error:
+        package = point.dist.name if point.dist is not None else point.value
+        raise PluginError(
+            f"plugin {point.name} ({point.value}, of {package}) cannot be imported: {_reason(error)}. "
+            f"Mend it, or take it away: pip uninstall {package}"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, PrmkitError) else f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, PrmkitError) else f"{type(error).__name__}: {error}"
+    return text.rstrip(".")
+
+
+@cache
+def _list_plugins() -> None:
+    """`load_plugins` for a list of names: one that cannot be imported is a warning, once."""
+    try:
+        load_plugins()
+    except PluginError as error:
+        log.warning("%s", error)
 
 
 def plugin_help() -> str:
-    """Lines for `--help` on the parts from outside; "" where there are none. A plugin that fails is a line, too."""
-    try:
-        load_plugins()
-        failed = ""
-    except PluginError as error:
-        failed = f"\n  {error}"
+    """Lines for `--help` on the parts from outside; "" where there are none."""
+    _list_plugins()
     found = [
         f"\n  {catalogue.kind:18}{name:22}{where}"
         for catalogue in _CATALOGUES
         for name, where in catalogue.from_outside().items()
     ]
-    return f"\nfrom plugins:{''.join(found)}{failed}\n" if found or failed else ""
+    return f"\nfrom plugins:{''.join(found)}\n" if found else ""
 
 
 # -- heads and losses -------------------------------------------------------------------------------------------------

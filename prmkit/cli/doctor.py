@@ -19,6 +19,7 @@ from prmkit.cli.outputs import why_not_writable
 from prmkit.cli.plain_parser import PlainParser
 from prmkit.engines.config import HttpConfig
 from prmkit.errors import PrmkitError
+from prmkit.plugins import plugin_states
 
 __all__ = ["LIGHT", "Package", "inspect_packages", "light_requirements", "parser", "run"]
 
@@ -181,6 +182,7 @@ def _report(runs: Path, endpoints: Sequence[str] = ()) -> dict[str, Any]:
         "packages": [{**asdict(package), "command": package.command} for package in packages],
         "devices": _devices(),
         "runs": _runs_folder(runs),
+        "plugins": plugin_states(),
         "problems": _problems(packages),
     }
 
@@ -224,6 +226,9 @@ def _print(report: Mapping[str, Any]) -> None:
     for endpoint in report["endpoints"]:
         served = f"serves {', '.join(endpoint['models'])}"
         console.print(f"{endpoint['url']}: {served}" if endpoint["models"] else endpoint["reason"], highlight=False)
+    for plugin in report["plugins"]:
+        about = f"plugin {plugin['name']} of {plugin['package']} {plugin['version']}"
+        console.print(f"{about}: ok" if plugin["state"] == "ok" else f"[red]{plugin['state']}[/]", highlight=False)
     for problem in report["problems"]:
         console.print(f"[red]{problem}[/]", highlight=False)
     console.print("[red]not ready[/]" if _failed(report) else "[green]ready[/]")
@@ -248,6 +253,7 @@ def _device_lines(devices: Mapping[str, Any]) -> list[str]:
 def _failed(report: Mapping[str, Any]) -> bool:
     silent = any(endpoint["reason"] for endpoint in report["endpoints"])
     broken = bool(report["problems"]) or "torch_error" in report["devices"]
+    broken = broken or any(plugin["state"] != "ok" for plugin in report["plugins"])
     return silent or broken or not report["runs"]["writable"]
 
 

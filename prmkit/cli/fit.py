@@ -17,6 +17,7 @@ from prmkit.cli.fit_settings import read_fit, take_print_config, wants_parser_he
 from prmkit.cli.pair_option import with_pair_for_fit
 from prmkit.cli.parsing import expand_configs
 from prmkit.jobs.processes import END_WITH_PARENT, end_with_parent
+from prmkit.plugins import plugin_help
 
 __all__ = ["fit", "predict", "test", "validate"]
 
@@ -151,6 +152,7 @@ def _help(command: str) -> str:
             _KEYS.format(configs=configs, last=_LAST.get(command, "")),
             examples,
             _NOTES.get(command, ""),
+            plugin_help(),
         )
         if part
     )

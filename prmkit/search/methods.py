@@ -162,6 +162,7 @@ def resize(name: str, params: Any, n: int, until_spent: int | None = None) -> An
 
     Beam search and DVTS round n down to a multiple of their width, and are at most n wide. Compute-optimal search
     spends a quarter of n on probes, at least 1 and at most what its parameters say, and the rest on the chosen method.
+    A method of one size keeps it.
 
     Args:
         name: of the method.
@@ -173,13 +174,15 @@ def resize(name: str, params: Any, n: int, until_spent: int | None = None) -> An
         ConfigError: the method has no size rule.
     """
     rule = _method(name).size
-    if not callable(rule):
+    if rule is None:
         raise ConfigError(
             "budgets",
             n,
-            f"null with the method {name}, which has no size rule" if rule is None else f"null: {name} has one size",
-            f"Leave out budgets, or {name}; or register it with size=(params, n, until_spent) -> params.",
+            f"null with {name}, which has no rule for its size",
+            "Leave it out of the comparison, or register it with size=(params, n, until_spent) -> params.",
         )
+    if rule == "one":
+        return params
     return rule(params, n, until_spent)
 
 

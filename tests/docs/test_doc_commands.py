@@ -26,6 +26,7 @@ from prmkit.resources import find_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
+RUN_ELSEWHERE = ("docs/extending.md",)  # with the package that the page describes: tests/cli/test_extending.py
 SHELLS = ("bash", "sh", "console")
 # What stands for something of the reader's own.
 PLACEHOLDERS = {
@@ -61,7 +62,7 @@ def blocks() -> list[Block]:
     return found
 
 
-BLOCKS = blocks()
+BLOCKS = [block for block in blocks() if block.page not in RUN_ELSEWHERE]
 
 
 def of(*languages: str) -> list:

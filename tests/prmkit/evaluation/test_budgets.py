@@ -1,19 +1,20 @@
 """What a budget means to each method, and that none of them spends more."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from prmkit.engines.scripted import ScriptedEngine
 from prmkit.errors import ConfigError
-from prmkit.evaluation.budgets import BudgetPlan, make_searchers, plan_searches, resize, share_sampling
+from prmkit.evaluation.budgets import BudgetPlan, make_searchers, plan_searches, share_sampling
 from prmkit.formats.bound import BoundStepFormat
 from prmkit.formats.presets import STEP_FORMATS
 from prmkit.grading.exact import ExactGrader
 from prmkit.records import Problem, SamplingParams
 from prmkit.scoring.table import TableScorer
 from prmkit.search.budget import BudgetLimits
-from prmkit.search.methods import METHODS, make_params
+from prmkit.search.methods import METHODS, make_params, resize
 from prmkit.search.runner import RunParams, solve
 from prmkit.tasks.vocabulary import character_tokenizer
 
@@ -26,7 +27,7 @@ def params(name, **values):
 
 
 def sizes(name, n, *, tokens=None, **values):
-    got = resize(params(name, **values), n, tokens)
+    got = resize(name, params(name, **values), n, tokens)
     return {field: getattr(got, field) for field in ("n", "width", "simulations", "probes") if hasattr(got, field)}
 
 
@@ -40,12 +41,25 @@ def test_sizes_by_hand():
     assert sizes("best_of_n", 16, tokens=320) == {"n": 320}, "until they are spent"
     assert sizes("rstar", 7, tokens=140) == {"simulations": 28}
     assert sizes("beam_search", 16, tokens=320) == {"n": 16, "width": 4}
-    assert resize(params("cot"), 16) == params("cot")
+    assert resize("cot", params("cot"), 16) == params("cot")
+    assert {name for name, method in METHODS.items() if method.size is None} == set(), "built in, each can be sized"
+
+
+def test_a_method_without_a_size_rule_is_refused_at_budgets(monkeypatch):
+    entry = replace(METHODS["best_of_n"], size=None)
+    monkeypatch.setitem(METHODS._entries, "best_of_n", replace(METHODS._entries["best_of_n"], part=entry))
+    chosen = {"best_of_n": params("best_of_n")}
+    with pytest.raises(ConfigError, match=r"budgets: got 4; accepted: null with best_of_n.* register it with size="):
+        plan_searches(chosen, BudgetPlan((4,)))
+    among = {"compute_optimal": params("compute_optimal")}
+    with pytest.raises(ConfigError, match="null with best_of_n"):
+        plan_searches(among, BudgetPlan((4,)))
+    assert plan_searches(chosen, BudgetPlan())[0].params == chosen["best_of_n"], "without budgets it has its own size"
 
 
 def test_compute_optimal_pays_for_its_probes():
     for n, probes, rest in ((1, 1, 1), (4, 1, 3), (16, 4, 12), (64, 4, 60)):
-        got = resize(params("compute_optimal"), n)
+        got = resize("compute_optimal", params("compute_optimal"), n)
         assert got.probes == probes
         beam, independent = (make_params(choice.method, choice.params) for choice in got.methods)
         assert (independent.n, beam.n) == (rest, rest - rest % min(4, rest))
