@@ -25,7 +25,7 @@ from prmkit.records import Problem, SamplingParams
 from prmkit.search.methods import make_params, needs_prm
 from prmkit.search.rows import SearchRow
 from prmkit.search.runner import RunParams, search_all
-from prmkit.tasks import get_task
+from prmkit.tasks import TaskName, get_task
 from prmkit.weights import Kind, check_kind
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class SearchEvaluation(Callback):
         every_n_epochs: int | None = None,
         policy: str | None = None,
         prm: str | None = None,
-        task: str = "accumulator",
+        task: TaskName = "accumulator",
         data: str | None = None,
         task_options: dict[str, Any] | None = None,
         split: str | None = None,

@@ -13,7 +13,7 @@ from datamodules.batching import generator
 from prmkit.errors import ConfigError, DataError
 from prmkit.protocols import Task
 from prmkit.records import Problem
-from prmkit.tasks import get_task
+from prmkit.tasks import TaskName, get_task
 
 __all__ = ["PromptConfig", "PromptStream", "open_prompts"]
 
@@ -23,7 +23,7 @@ class PromptConfig:
     """Which problems.
 
     Attributes:
-        task: accumulator, multistep_arithmetic, gsm8k, math, jsonl or hub (see `prmkit.tasks`).
+        task: accumulator, multistep_arithmetic, gsm8k, math, math500, bbh, jsonl, hub, or a task from outside.
         data: file or folder of the tasks that read one; None takes the set of that name from the hub.
         split: one of the task's splits.
         offset: number of the first problem, from 0.
@@ -31,7 +31,7 @@ class PromptConfig:
         task_options: further options of the task.
     """
 
-    task: str = "accumulator"
+    task: TaskName = "accumulator"
     data: str | None = None
     split: str = "train"
     offset: int = 0

@@ -22,6 +22,7 @@ from prmkit.engines.config import ENGINES, EngineConfig
 from prmkit.errors import ConfigError, PrmkitError
 from prmkit.plugins import plugin_help
 from prmkit.scoring.config import ScorerConfig
+from prmkit.tasks import TaskName
 
 __all__ = [
     "SERVER_FLAGS",
@@ -57,7 +58,7 @@ class ProblemSource:
         task_options: further options of the task, e.g. {slip_hard: 0.3}.
     """
 
-    task: str = "accumulator"
+    task: TaskName = "accumulator"
     data: str | None = None
     split: str | None = None
     offset: int = 0

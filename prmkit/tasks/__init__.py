@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from prmkit.errors import ConfigError
 from prmkit.plugins import Catalogue
@@ -24,6 +24,7 @@ __all__ = [
     "AccumulatorTask",
     "MultistepArithmeticTask",
     "RecordTask",
+    "TaskName",
     "get_task",
     "register_task",
 ]
@@ -42,6 +43,7 @@ TASKS: Catalogue[Callable[..., Task]] = Catalogue(
         "hub": files.hub,
     },
 )
+TaskName = Annotated[str, TASKS]
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 

@@ -142,7 +142,7 @@ def test_retrained_policy_is_noticed(annotate, memorised_policy, tmp_path, capsy
         (["--rollouts", "0"], "annotate.rollouts: got 0; accepted: an integer of at least 1"),
         (["--policy", "nowhere"], "--policy nowhere: nowhere: no such model folder"),
         (["--limit", "0"], "limit: got 0"),
-        (["--task", "acumulator"], "task.name: got 'acumulator'"),
+        (["--task", "acumulator"], "task: got 'acumulator'; accepted: accumulator | "),
         (["--config", "absent.yaml"], "--config absent.yaml: no such file"),
         (["--method", "magic"], "method: got 'magic'; accepted: omegaprm | math_shepherd | mips | traces"),
         (["--shard", "9/8"], "shard: got '9/8'"),
