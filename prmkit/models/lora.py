@@ -67,6 +67,7 @@ def add_lora(backbone: nn.Module, spec: LoraSpec, seed: int, tied: bool = False)
     from peft import LoraConfig, inject_adapter_in_model
 
     _check_targets(backbone, spec.target_modules, tied)
+    accepted = _accepted(backbone)
     config = LoraConfig(
         r=spec.r,
         lora_alpha=spec.alpha,
@@ -78,9 +79,8 @@ def add_lora(backbone: nn.Module, spec: LoraSpec, seed: int, tied: bool = False)
         try:
             inject_adapter_in_model(config, backbone, adapter_name=_ADAPTER)
         except ValueError as error:
-            raise ConfigError(
-                "lora.target_modules", spec.target_modules, _accepted(backbone), str(error).splitlines()[0]
-            ) from error
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError("lora.target_modules", spec.target_modules, accepted, reason) from error
 
 
 def _check_targets(backbone: nn.Module, wanted: str | list[str], tied: bool) -> None:
@@ -100,6 +100,12 @@ def _check_targets(backbone: nn.Module, wanted: str | list[str], tied: bool) -> 
             near = difflib.get_close_matches(target, ends, n=3)
             meant = f"Did you mean [{'] or ['.join(near)}]?" if near else ""
             raise ConfigError("lora.target_modules", target, _accepted(backbone), meant)
+        whole_part = next((name for name in sorted(found) if not hasattr(backbone.get_submodule(name), "weight")), None)
+        if whole_part is not None:
+            kind = type(backbone.get_submodule(whole_part)).__name__
+            raise ConfigError(
+                "lora.target_modules", target, _accepted(backbone), f"{whole_part} is a {kind}: it takes no adapter."
+            )
         taken |= found
     shared = {name for name in taken if tied and isinstance(backbone.get_submodule(name), nn.Embedding)}
     if shared:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -209,8 +210,8 @@ def read_model(
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{folder}: the model cannot be read: {error}") from error
+    except (ImportError, KeyError, OSError, RuntimeError, StrictDataclassError, ValueError) as error:
+        raise DataError(f"{folder}: the model cannot be read: {' '.join(str(error).split())}") from error
     missing = sorted(info["missing_keys"])
     lost = [key for key in missing if not key.startswith(new)] if new else missing
     if lost:
