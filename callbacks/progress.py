@@ -58,7 +58,7 @@ class FitProgress(ProgressBar):
         self._enabled = True
         self._line: ProgressLine | None = None
         self._text = self._validated = ""
-        self._text_time = -math.inf
+        self._text_time = self._sampled_time = -math.inf
         self._tokens: Tensor | int = 0
         self._seconds, self._since = 0.0, 0.0
 
@@ -81,8 +81,8 @@ class FitProgress(ProgressBar):
     def _sampled(self, trainer: Trainer, done: int, total: int) -> None:
         """Show how far the sampling of an iteration has come, which may take much longer than a step."""
         now = time.monotonic()
-        if self._line is not None and (done == total or now - self._text_time >= _SECONDS_BETWEEN_TEXTS):
-            self._text_time = now
+        if self._line is not None and (done == total or now - self._sampled_time >= _SECONDS_BETWEEN_TEXTS):
+            self._sampled_time = now
             text = f"sampling: {done} of {total} prompts"
             self._line.advance(f"{text}; {self._text}" if self._text else text, trainer.global_step)
 
