@@ -13,25 +13,31 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 # What is not run, by a word of the command.
 _ELSEWHERE = (
     "make", "torchrun", "sbatch", "vllm", "pip", "python", "break", "sleep", "loop", "openr_figure4", "qwen2.5",
+    "multistep_arithmetic", "accumulator@best",
 )  # fmt: skip
 _EPOCH = "--trainer.max_epochs 1 --data.iteration.prompts 4 --data.prompts.count 8 --data.validation.count 4"
 _LABELS = "--trainer.max_steps 2 --data.train.0.offset 5 --data.val.0.count 5"
+_STEPS = "runs/demo/annotate/annotations.jsonl"
+_VALIDATED = f"--data.val [{{path: {_STEPS}}}]"
 # Arguments that make a command small, by the first pattern found in it.
 _SMALLER = (
     (r"--help|^prm (estimate|export)", ""),
     (r"^prm demo", "--config quick"),
     (r"^prm fit .*configs/(grpo|ppo)", _EPOCH),
-    (r"^prm fit .*prm/accumulator.*--data.init_args.train", "--trainer.max_steps 2 --data.val.0.count 5"),
-    (r"^prm fit .*configs/prm/quick", "--trainer.max_steps 2"),
+    (r"^prm fit .*hard.jsonl", f"--trainer.max_steps 2 --data.init_args.train [{{path: {_STEPS}}}] {_VALIDATED}"),
+    (
+        r"^prm fit .*configs/prm/quick",
+        f"--trainer.max_steps 2 --model.source.path runs/policy --data.train.0.path {_STEPS}",
+    ),
     (r"^prm fit .*configs/prm", _LABELS),
-    (r"^prm fit .*configs/sft", "--trainer.max_steps 2 --data.train.0.count 200 --data.val.0.count 10"),
+    (r"^prm fit .*configs/sft", "--trainer.max_steps 20 --data.train.0.count 400 --data.val.0.count 20"),
     (r"^prm annotate .*traces", "--limit 4 --rollouts 2"),
     (r"^prm annotate", "--limit 30 --rollouts 2"),
     (r"^prm search .*(mcts.yaml|methods|dvts|rebase)", "--limit 1 --budgets 64"),
@@ -41,11 +47,10 @@ _SMALLER = (
 )
 # What stands for a place of the reader's own.
 _PLACES = (
-    (r"http://[\w.-]+:\d+", "ENDPOINT"),
     (r"s3://bucket/pairs", "remote"),
     (r"math@7", "math@1"),
     (r"/shared/", "shared/"),
-    (r"^bbh/", f"{os.environ.get('PRMKIT_DATA', '.')}/bbh/"),
+    (r"^runs/prm$", "runs/demo/prm"),  # of `prm export`: the run
 )
 _PRM = str(Path(sys.executable).with_name("prm"))
 
@@ -67,12 +72,15 @@ def run_commands(pages: Any, folder: Path) -> dict[str, Any]:
     here.sort(key=lambda item: item[1] != ["prm", "demo"])  # the other pages go on from it
     failures: dict[str, str] = {}
     ran = 0
-    with _server(folder) as endpoint:
+    with _servers(folder) as addresses:
         for place, words in here:
+            if "--output" in words and words[1] == "annotate":  # pages show several ways to make one file
+                for labels in folder.glob(f"{words[words.index('--output') + 1]}*"):
+                    labels.unlink()
             if words[1] == "serve":  # it runs all the while
                 ran += 1
                 continue
-            typed = _typed(words, endpoint)
+            typed = _typed(words, addresses)
             ended = _run(typed, folder)
             ran += 1
             if ended.returncode:
@@ -90,23 +98,30 @@ def run_commands(pages: Any, folder: Path) -> dict[str, Any]:
 
 def _elsewhere(words: list[str]) -> bool:
     text = " ".join(words)
-    needs = ("--engine vllm", "--model policy", "zero2.yaml --ckpt", "--task math500")
+    needs = ("--engine vllm", "--model policy", "--task math500", "pairs list accumulator")
     return any(word in (words[0], words[1]) or (len(word) > 6 and word in text) for word in _ELSEWHERE) or any(
         need in text for need in needs
     )
 
 
-def _typed(words: list[str], endpoint: str) -> list[str]:
+def _typed(words: list[str], addresses: list[str]) -> list[str]:
+    """A command with places and servers that are there, and its arguments that make it small."""
     text = shlex.join(words)
-    small = next(more for pattern, more in _SMALLER if re.search(pattern, text)) if words[1] != "pairs" else ""
-    if text.startswith("prm pairs promote"):
-        small = "--force"
-    typed = []
+    if text.startswith("prm pairs fetch"):
+        return [_PRM, "pairs", "fetch", "runs/registry", "math@1", "--registry", "fetched"]
+    small = next((more for pattern, more in _SMALLER if re.search(pattern, text)), "")
+    typed: list[str] = []
     for word in words[1:]:
+        if word.startswith("http://"):
+            word = addresses[typed[-1] == "--prm_endpoint"]
+            if word in typed:  # several servers of the same model
+                typed.pop()
+                continue
         for pattern, place in _PLACES:
-            word = re.sub(pattern, place.replace("ENDPOINT", endpoint), word)
+            if words[1] == "export" or "demo" not in place:
+                word = re.sub(pattern, place, word)
         typed.append(word)
-    return [_PRM, *typed, *small.split()]
+    return [_PRM, *typed, *re.findall(r"\[.*?\]|\S+", small)]
 
 
 def _run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -122,25 +137,30 @@ def _furnish(folder: Path) -> None:
     shutil.copytree(demo / "sft" / "policy", folder / "my-policy")
     for name in ("math", "shared"):
         (folder / name).mkdir()
-    (folder / "math" / "train.jsonl").write_text('{"problem": "1+1", "question": "1+1", "answer": "2"}\n' * 3)
+    (folder / "math" / "train.jsonl").write_text('{"problem": "1+1", "final_answer": "2"}\n' * 3)
 
 
 @contextmanager
-def _server(folder: Path) -> Iterator[str]:
-    """`prm serve` with models of its own; gives its address."""
-    for job in ("sft", "annotate", "prm"):
-        config = f"configs/{job}/quick.yaml"
-        command = [_PRM, "fit" if job != "annotate" else "annotate", "--config", config]
-        steps = "served/annotate/annotations.jsonl"
-        command += (
-            ["--policy", "served/sft/policy", "--output", steps]
-            if job == "annotate"
-            else ["--trainer.default_root_dir", f"served/{job}"]
-        )
-        ended = _run(command, folder)
+def _servers(folder: Path) -> Iterator[list[str]]:
+    """`prm serve` with a policy, and with a PRM; gives their addresses."""
+    policy, steps = "served/sft/policy", "served/annotate/annotations.jsonl"
+    quick = "--trainer.max_steps 20 --trainer.default_root_dir"
+    for made in (
+        f"fit --config configs/sft/quick.yaml {quick} served/sft",
+        f"annotate --config configs/annotate/quick.yaml --policy {policy} --output {steps}",
+        f"fit --config configs/prm/quick.yaml {quick} served/prm",
+    ):
+        ended = _run([_PRM, *made.split()], folder)
         if ended.returncode:
             raise SystemExit(ended.stderr)
-    command = [_PRM, "serve", "--policy", "served/sft/policy", "--prm", "served/prm/model", "--port", "0"]
+    with ExitStack() as stack:
+        yield [stack.enter_context(_server(folder, *model)) for model in
+               (("--policy", policy), ("--prm", "served/prm/model"))]  # fmt: skip
+
+
+@contextmanager
+def _server(folder: Path, option: str, model: str) -> Iterator[str]:
+    command = [_PRM, "serve", option, model, "--port", "0"]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
