@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -192,19 +192,22 @@ def make_config(source: ModelSource, tokenizer: Any, **overrides: Any) -> Pretra
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    with _refusals():
+    with _refusals(source.config):
         return AutoConfig.for_model(model_type, **{**defaults, **values, **overrides})
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def _refusals(config: Mapping[str, Any] | None) -> Iterator[None]:
     """Give what transformers refuses of a model's settings the name of the key (PrmkitError)."""
     try:
         yield
     except (ImportError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
         named = re.search(r"`?(attn_implementation)", str(error))
         key = "source.attn_implementation" if named or isinstance(error, ImportError) else "source.config"
-        reason = f"unknown {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        reason = " ".join(str(error).split())
+        if isinstance(error, KeyError):  # of a table of functions, by name
+            key = next((f"{key}.{name}" for name, value in (config or {}).items() if value in error.args), key)
+            reason = f"transformers knows no {error}"
         raise PrmkitError(f"model.{key}: {reason.rstrip('.')}.") from error
 
 
@@ -218,7 +221,7 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 def from_config(auto_class: Any, config: PretrainedConfig, source: ModelSource) -> PreTrainedModel:
     """A model of random weights, drawn with the source's seed."""
-    with _refusals(), seeded(source.seed):
+    with _refusals(source.config), seeded(source.seed):
         model: PreTrainedModel = auto_class.from_config(
             config,
             dtype=to_dtype(source.dtype),

@@ -23,7 +23,7 @@ MLFLOW = "lightning.pytorch.loggers.MLFlowLogger"
         ([f"{ADD}json.JSONDecoder"], ("trainer.callbacks", "'json.JSONDecoder'", "a subclass of Callback")),
         # models that transformers refuses
         (["--model.source.config.num_attention_heads", "3"], ("model.source.config: ", "attention heads (3)")),
-        (["--model.source.config.hidden_act", "foo"], ("model.source.config: ", "'foo'")),
+        (["--model.source.config.hidden_act", "foo"], ("model.source.config.hidden_act: ", "'foo'")),
         (["--model.source.attn_implementation", "foo"], ("model.source.attn_implementation: ", "foo", "sdpa")),
         (
             ["--model.source.attn_implementation", "flash_attention_2"],
