@@ -5,7 +5,6 @@ What needs a network, a GPU, vLLM, a cluster or a package index is not run; the 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -15,9 +14,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 # What is not run, by a word of the command.
 _ELSEWHERE = (
@@ -74,7 +72,7 @@ def run_commands(pages: Any, folder: Path) -> dict[str, Any]:
     here.sort(key=lambda item: item[1] != ["prm", "demo"])  # the other pages go on from it
     failures: dict[str, str] = {}
     ran = 0
-    with _Forks(folder) as forks, _servers(folder, forks) as addresses:
+    with _servers(folder) as addresses:
         for place, words in here:
             if "--output" in words and words[1] == "annotate":  # pages show several ways to make one file
                 for labels in folder.glob(f"{words[words.index('--output') + 1]}*"):
@@ -83,9 +81,7 @@ def run_commands(pages: Any, folder: Path) -> dict[str, Any]:
                 ran += 1
                 continue
             typed = _typed(words, addresses)
-            ended = forks.run(typed)
-            if ended.returncode:  # what starts processes of its own is not at home in a fork
-                ended = _typed_anew(typed, folder)
+            ended = _run(typed, folder)
             print(ended.returncode, shlex.join(typed), flush=True)
             ran += 1
             if ended.returncode:
@@ -129,69 +125,9 @@ def _typed(words: list[str], addresses: list[str]) -> list[str]:
     return [*typed, *re.findall(r"\[.*?\]|\S+", small)]
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A command that has ended."""
-
-    returncode: int
-    stderr: str
-
-
-def _typed_anew(words: list[str], folder: Path) -> Ended:
+def _run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PRMKIT_CACHE": str(folder / "cache")}
-    found = subprocess.run([_PRM, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    return Ended(found.returncode, found.stderr)
-
-
-_FORKS = """
-import json, os, sys, traceback
-import prmkit.cli.trainer_cli, prmkit.cli.search, prmkit.cli.annotate, prmkit.engines, prmkit.scoring, datasets
-from prmkit.cli import main
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        for stream in (1, 2):
-            os.dup2(os.open(f"said.{stream}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream)
-        sys.argv, sys.stdin = [sys.argv[1], *json.loads(line)], open(os.devnull)
-        status = 1
-        try:
-            status = main(sys.argv[1:])
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    _, status = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-"""
-
-
-class _Forks:
-    """Runs `prm` in processes forked from one that has imported everything: a command then takes its own time only."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PRMKIT_CACHE": str(folder / "cache")}
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _FORKS, _PRM], cwd=folder, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    def run(self, words: list[str]) -> Ended:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(words) + "\n")
-        self._process.stdin.flush()
-        status = int(self._process.stdout.readline())
-        return Ended(status, (self._folder / "said.2").read_text(errors="replace"))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+    return subprocess.run([_PRM, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def _furnish(folder: Path) -> None:
@@ -206,7 +142,7 @@ def _furnish(folder: Path) -> None:
 
 
 @contextmanager
-def _servers(folder: Path, forks: _Forks) -> Iterator[list[str]]:
+def _servers(folder: Path) -> Iterator[list[str]]:
     """`prm serve` with a policy, and with a PRM; gives their addresses."""
     policy, steps = "served/sft/policy", "served/annotate/annotations.jsonl"
     quick = "--trainer.max_steps 20 --trainer.default_root_dir"
@@ -215,7 +151,7 @@ def _servers(folder: Path, forks: _Forks) -> Iterator[list[str]]:
         f"annotate --config configs/annotate/quick.yaml --policy {policy} --output {steps}",
         f"fit --config configs/prm/quick.yaml {quick} served/prm",
     ):
-        ended = forks.run(made.split())
+        ended = _run(made.split(), folder)
         if ended.returncode:
             raise SystemExit(ended.stderr)
     with ExitStack() as stack:
