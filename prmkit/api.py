@@ -105,7 +105,7 @@ def load_policy(path: str | Path, *, step_format: str | StepFormat | None = None
     config: EngineConfig = build_record(EngineConfig, settings, "engine")
     folder = resolve_folder(str(path), config.weights)
     check_kind("policy", path, folder, "policy")
-    return open_engine(config, folder, _format_of(folder, step_format), _open)
+    return open_engine(config, folder, _format_of(folder, step_format), _open, logprobs=False)
 
 
 def load_prm(

@@ -106,7 +106,7 @@ def test_methods_are_named_on_the_command_line_or_in_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--method", "beam"], "method: got 'beam'; accepted: different ones of cot | best_of_n"),
+        (["--method", "beam"], "method: got 'beam'; accepted: cot | best_of_n"),
         (["--method", "beam_search,mcts", "--budgets", "4,x"], "budgets: got '4,x'; accepted: integers"),
         (["--method", "mcts", "--budgets", "0"], "budgets: got [0]"),
         (["--method", "mcts", "--budgets", "4", "--budget_unit", "calls"], "budget_unit: got 'calls'"),
@@ -114,6 +114,9 @@ def test_methods_are_named_on_the_command_line_or_in_yaml(tmp_path):
         (["--method", "beam_search", "--n", "6"], "n: no such setting"),
         (["--method", "mcts", "--mcts.sampling.temperature", "1"], "mcts.sampling: no such setting"),
         (["--method", "mcts", "--mcts.prior", "none"], "mcts.prior"),
+        (["--method", "mcts,mcts"], "method: got 'mcts'; accepted: different ones of cot"),
+        (["--method", "dvts", "--dvts.merge_equal", "true"], "dvts.merge_equal: no such setting"),
+        (["--method", "dvts", "--dvts.max_children", "2"], "dvts.max_children: no such setting"),
         (["--method", "mcts", "--budgets", "4", "--limits.generated_tokens", "9"], "limits.generated_tokens: got 9"),
         (["--method", "mcts", "--discriminator", "d"], "discriminator: got 'd'; accepted: null, unless rstar"),
     ],

@@ -27,7 +27,7 @@ def install(site: Path, name: str, module: str) -> None:
     info = site / f"{name}-0.1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text(f"[prmkit.plugins]\n{name} = {module}\n")
+    (info / "entry_points.txt").write_text(f"[prmkit.plugins]\n{module} = {module}\n")
 
 
 @pytest.fixture(scope="module")
