@@ -114,6 +114,8 @@ class Catalogue(Mapping[str, T]):
             ConfigError: no such part; the message lists all names and the nearest.
             PluginError: a plugin cannot be imported.
         """
+        if not isinstance(given, str):  # from a file, or from Python
+            raise ConfigError(field, given, " | ".join(self))
         if given in self._entries:
             return given
         if _REFERENCE.fullmatch(given):
@@ -121,7 +123,7 @@ class Catalogue(Mapping[str, T]):
         load_plugins()
         if given in self._entries:
             return given
-        near = difflib.get_close_matches(given, self._entries, n=1)
+        near = difflib.get_close_matches(given, self._entries, n=1) or [n for n in self._entries if given and given in n]
         hint = f"Did you mean `{near[0]}`?" if near else ""
         raise ConfigError(field, given, " | ".join(self._entries), hint)
 

@@ -66,6 +66,8 @@ def test_every_kind_refuses_taken_and_names_near_and_all(catalogue):
     assert str(error.value).startswith(f"some.key: got '{name}x'; accepted: ")
     assert all(known in str(error.value) for known in catalogue.known)
     assert f"Did you mean `{name}`?" in str(error.value)
+    with pytest.raises(ConfigError, match=f"Did you mean `{name}`"):
+        catalogue.find(name[:-1], "some.key")
     assert all(catalogue[known] is not None for known in catalogue)  # built-ins that are imported on use are there
 
 
