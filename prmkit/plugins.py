@@ -123,7 +123,9 @@ class Catalogue(Mapping[str, T]):
         load_plugins()
         if given in self._entries:
             return given
-        near = difflib.get_close_matches(given, self._entries, n=1) or [n for n in self._entries if given and given in n]
+        near = difflib.get_close_matches(given, self._entries, n=1) or [
+            n for n in self._entries if given and given in n
+        ]
         hint = f"Did you mean `{near[0]}`?" if near else ""
         raise ConfigError(field, given, " | ".join(self._entries), hint)
 
