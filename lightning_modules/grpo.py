@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating
 from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.policy_online import OnlinePolicy
 from prmkit.dist import summed
@@ -28,6 +27,8 @@ from prmkit.rl.advantages import (
     spread_steps,
     step_token_counts,
 )
+from prmkit.rl.batches import Experience, PolicyBatch, Sums
+from prmkit.rl.policy_step import KLPenalty, PolicyObjective, evaluating
 
 __all__ = ["GRPO"]
 
@@ -35,7 +36,7 @@ __all__ = ["GRPO"]
 class GRPO(OnlinePolicy):
     """Trains a policy on its own solutions, each compared with the others for its prompt.
 
-    Batches are `PolicyBatch`es of `datamodules.experience`; docs/algorithms.md says which settings make GRPO, DAPO, Dr.
+    Batches are `PolicyBatch`es of `prmkit.rl.batches`; docs/algorithms.md says which settings make GRPO, DAPO, Dr.
     GRPO, GSPO, CISPO and RLOO. The loss of an optimiser step is divided once by its count over all micro-batches and
     ranks. Logs `train/...` an optimiser step (loss, policy_loss, kl, entropy, ratio, clipped_low, clipped_high,
     approximate_kl, importance_weight, importance_cut, generator_gap, generator_kl, lr, grad_norm), `rollout/...` an
@@ -114,7 +115,7 @@ class GRPO(OnlinePolicy):
                 found["old_logprobs"] = scores.logprobs
         return found | self.reference_fields(input_ids, mask)
 
-    def advantages(self, experience: Any) -> tuple[dict[str, Tensor], dict[str, tuple[float, int]]]:
+    def advantages(self, experience: Experience) -> tuple[dict[str, Tensor], Sums]:
         """See `Learner`. The outcome's advantage is that of whatever steps (or tokens) do not earn."""
         of_parts = self._of_parts(experience)
         rewards = experience.total_rewards
@@ -139,13 +140,13 @@ class GRPO(OnlinePolicy):
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Any) -> Tensor:
+    def training_step(self, batch: PolicyBatch) -> Tensor:
         _, step = self.forward_policy(batch)
         of_implicit, figures = self.share_of_implicit(batch)
         self._metrics.add({**step.metrics, **figures}, batch.report)
         return self.share_of_step(step.loss, batch) + of_implicit
 
-    def _of_parts(self, experience: Any) -> GroupAdvantages | None:
+    def _of_parts(self, experience: Experience) -> GroupAdvantages | None:
         """Advantages of steps, [N, S], or of tokens, [N, T]; None where only whole solutions earn anything."""
         if self.credit == "tokens":
             rewards, counts = experience.dense_rewards, experience.action_mask.long()

@@ -10,8 +10,14 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from lightning_modules.optimizers import OptimizerConfig, build_optimizer
-from lightning_modules.policy_actor import (
-    PolicyEvaluation,
+from lightning_modules.policy_implicit import ImplicitPRM, ImplicitPRMConfig
+from lightning_modules.policy_logs import PolicyEvaluation
+from lightning_modules.policy_module import PolicyModule
+from prmkit.errors import ConfigError
+from prmkit.losses import MetricSum, normalise, window_total
+from prmkit.models import ModelSource
+from prmkit.rl.batches import EvalBatch, PolicyBatch
+from prmkit.rl.policy_step import (
     PolicyObjective,
     PolicyScores,
     PolicyStep,
@@ -20,11 +26,6 @@ from lightning_modules.policy_actor import (
     policy_step,
     score_policy,
 )
-from lightning_modules.policy_implicit import ImplicitPRM, ImplicitPRMConfig
-from lightning_modules.policy_module import PolicyModule
-from prmkit.errors import ConfigError
-from prmkit.losses import MetricSum, normalise, window_total
-from prmkit.models import ModelSource
 
 __all__ = ["OnlinePolicy"]
 
@@ -85,6 +86,10 @@ class OnlinePolicy(PolicyModule):
 
     # -- asked by the data module (`Learner`) -------------------------------------------------------------------------
 
+    @property
+    def corrects(self) -> bool:
+        return self.objective.correction is not None
+
     def require_reference(self) -> None:
         self.reference.wanted = True
 
@@ -100,7 +105,7 @@ class OnlinePolicy(PolicyModule):
         assert self.implicit is not None
         return self.implicit.rewards_input(input_ids, written, self.temperature)
 
-    def loss_count(self, batch: Any) -> int:
+    def loss_count(self, batch: PolicyBatch) -> int:
         return loss_count(batch, self.objective.loss)
 
     def reference_fields(self, input_ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -115,12 +120,12 @@ class OnlinePolicy(PolicyModule):
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def forward_policy(self, batch: Any) -> tuple[PolicyScores, PolicyStep]:
+    def forward_policy(self, batch: PolicyBatch) -> tuple[PolicyScores, PolicyStep]:
         """The policy on a PolicyBatch, and its loss."""
         scores = self.score(batch.input_ids, batch.action_mask)
         return scores, policy_step(scores, batch, self.objective, self.kl_weight)
 
-    def share_of_implicit(self, batch: Any) -> tuple[Tensor | float, dict[str, MetricSum]]:
+    def share_of_implicit(self, batch: PolicyBatch) -> tuple[Tensor | float, dict[str, MetricSum]]:
         """A micro-batch's share of the implicit PRM's loss in the optimiser step, and its figures; 0 without one."""
         if self.implicit is None or self.implicit_config is None:
             return 0.0, {}
@@ -139,10 +144,10 @@ class OnlinePolicy(PolicyModule):
             self.kl_weight = self.objective.kl.adapted(self.kl_weight, float(found["kl"].mean))
         return figures
 
-    def validation_step(self, batch: Any) -> None:
+    def validation_step(self, batch: EvalBatch) -> None:
         self.evaluation.record(self, batch, "val")
 
-    def test_step(self, batch: Any) -> None:
+    def test_step(self, batch: EvalBatch) -> None:
         self.evaluation.record(self, batch, "test")
 
     def configure_optimizers(self) -> Any:

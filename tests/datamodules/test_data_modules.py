@@ -8,13 +8,13 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from datamodules.batches import PairBatch
 from datamodules.batching import BatchConfig
 from datamodules.encoding import TargetConfig
 from datamodules.sft import SFTDataModule
 from datamodules.sources import SourceConfig
 from datamodules.step_labels import StepLabelDataModule
 from prmkit.annotation.records import StepLabels
+from prmkit.batches import PairBatch
 from prmkit.errors import ConfigError, DataError
 from prmkit.formats.bound import BoundStepFormat
 from prmkit.formats.presets import get_step_format

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from datamodules.experience_records import Experience, make_experience
 from lightning_modules.grpo import GRPO
 from lightning_modules.ppo import PPO
 from prmkit.errors import ConfigError
 from prmkit.models import ModelSource, build_policy
 from prmkit.records import Problem, Step, Trace
 from prmkit.rl.advantages import GAEConfig, GroupConfig
+from prmkit.rl.batches import Experience, make_experience
 from prmkit.rl.rewards import Reward
 from prmkit.rl.rollouts import Rollout
 

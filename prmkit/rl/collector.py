@@ -1,7 +1,6 @@
-"""The rollout worker of a data module: samples with the module's policy, has solutions judged, fills in the rest.
+"""From prompts to experience: samples with the policy that is trained, has solutions judged, fills in the rest.
 
-The engine reads the weights of the module that is trained again before every use, so that nothing is sampled from an
-older policy. What is asked of the module is in `Learner`.
+The engine reads the learner's weights again before every use, so that nothing is sampled from an older policy.
 """
 
 from __future__ import annotations
@@ -14,151 +13,45 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from datamodules.experience_ahead import Sampled, SamplingAhead, check_ahead, timed
-from datamodules.experience_records import EvalBatch, Experience, Sums, make_experience
-from datamodules.prompts import PromptStream
-from datamodules.rollout_engines import EngineOptions, RolloutEngine, open_rollout_engine
-from datamodules.rollout_signs import RolloutSigns
 from prmkit.dist import gathered, rank, world_size
 from prmkit.engines import HFEngine
-from prmkit.errors import ConfigError, DataError, StepFormatError
-from prmkit.formats.bound import BoundStepFormat
-from prmkit.formats.presets import get_step_format
+from prmkit.errors import ConfigError
 from prmkit.formats.spec import StepFormat
-from prmkit.models import PRMModel, resolve_folder
+from prmkit.models import PRMModel
 from prmkit.protocols import Engine, Grader, StepScorer
 from prmkit.records import Problem, SamplingParams
+from prmkit.rl.ahead import Sampled, SamplingAhead, check_ahead, timed
+from prmkit.rl.batches import EvalBatch, Experience, Sums, make_experience
+from prmkit.rl.engines import EngineOptions, RolloutEngine, open_rollout_engine
+from prmkit.rl.learner import Learner
+from prmkit.rl.prm_source import PRMSource
 from prmkit.rl.rewards import OutcomeConfig, RewardsConfig
 from prmkit.rl.rollouts import DynamicSampling, Group, Judge, Rollout, has_signal, roll_out, rollout_sums
+from prmkit.rl.signs import RolloutSigns
 from prmkit.scoring import PRMScorer
-from prmkit.scoring.ensemble import PESSIMISMS, EnsembleScorer, Pessimism
+from prmkit.scoring.ensemble import EnsembleScorer
 from prmkit.seeding import derive_seed
-from prmkit.weights import check_kind
 
-__all__ = ["EngineOptions", "Learner", "PRMSource", "RolloutWorker", "WorkerOptions"]
+__all__ = ["Collector", "CollectorOptions", "Prompts"]
 
 logger = logging.getLogger(__name__)
 
 
-class Learner(Protocol):
-    """What the data module asks of a LightningModule that optimises a policy.
+class Prompts(Protocol):
+    """An endless sequence of problems by number, the same on every rank."""
 
-    Attributes:
-        model: causal language model that is trained.
-        bound_format: its step format in its tokenizer's ids.
-        group_size: solutions a prompt, at least 1.
-        temperature: the policy is softmax(logits / temperature); solutions are sampled from it.
-        skips_silent: its gradient comes from advantages alone: rows without any need not be computed. Asked once the
-            models are built.
-    """
-
-    model: nn.Module
-    bound_format: BoundStepFormat
-    group_size: int
-    temperature: float
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def skips_silent(self) -> bool: ...
-
-    def require_reference(self) -> None:
-        """Something needs log-probabilities of the reference policy; called before the models are built."""
-        ...
-
-    def require_implicit(self, beta: float) -> None:
-        """The rewards hold those of an implicit PRM, of scale beta; called before the models are built."""
-        ...
-
-    def reference_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
-        """[B, T] log-probabilities under the reference where `written` is True, 0 elsewhere; no gradient."""
-        ...
-
-    def implicit_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
-        """The same under the implicit PRM as it is now."""
-        ...
-
-    def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
-        """Fields of Experience, [B, T] each, that the loss needs from before the first optimiser step of an iteration.
-
-        `single_update`: the iteration has one optimiser step, so that log-probabilities at its beginning are those of
-        the forward pass itself.
-        """
-        ...
-
-    def advantages(self, experience: Any) -> tuple[dict[str, Tensor], Sums]:
-        """Fields `advantages` (and `returns`) of an Experience, and figures for the logs. Collective."""
-        ...
-
-    def loss_count(self, batch: Any) -> int:
-        """Items that a PolicyBatch's policy loss is divided by."""
-        ...
-
-
-@dataclass(frozen=True)
-class PRMSource:
-    """The process reward model that scores rollouts, or several that score together.
-
-    Attributes:
-        path: model folder or hub name; a list of them is an ensemble.
-        step_format: preset, file or folder in place of the models' own; None reads their `step_format.json`.
-        dtype: type of the weights.
-        max_batch_tokens: tokens computed at once at most.
-        pessimism: score of a step from those of an ensemble: "min"; "mean-std", the mean less one standard deviation;
-            "mean".
-    """
-
-    path: str | list[str]
-    step_format: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_batch_tokens: int = 8192
-    pessimism: Pessimism = "min"
-
-    def __post_init__(self) -> None:
-        if not self.paths:
-            raise ConfigError("data.prm.path", self.path, "at least one PRM")
-        if self.pessimism not in PESSIMISMS:
-            raise ConfigError("data.prm.pessimism", self.pessimism, " | ".join(PESSIMISMS))
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Of all PRMs."""
-        return (self.path,) if isinstance(self.path, str) else tuple(self.path)
-
-    def checked_formats(self, policy: BoundStepFormat) -> tuple[StepFormat, ...]:
-        """The step format of every PRM, once it is known to mean the same by a step as the policy's.
-
-        Raises:
-            ConfigError: a model is a policy.
-            DataError: no such model.
-            StepFormatError: a PRM was trained on steps that end otherwise than the policy's.
-        """
-        return tuple(self._checked_format(path, policy) for path in self.paths)
-
-    def _checked_format(self, path: str, policy: BoundStepFormat) -> StepFormat:
-        folder = resolve_folder(path)
-        check_kind("data.prm.path", path, folder, "prm")
-        spec = StepFormat.load(folder) if self.step_format is None else get_step_format(self.step_format)
-        theirs, ours = spec.policy.separator, policy.spec.policy.separator
-        if theirs != ours:
-            raise StepFormatError(
-                f"data.prm.path {path}: its step format {spec.name!r} ends steps with {theirs!r}, the policy's "
-                f"({policy.spec.name!r}) with {ours!r}. Take a PRM trained on the policy's steps, or set "
-                f"data.prm.step_format when its file is wrong."
-            )
-        return spec
+    def __getitem__(self, number: int) -> Problem: ...
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """Settings of the data module that its worker needs; see there.
+class CollectorOptions:
+    """Settings of collection; see `datamodules.experience.ExperienceDataModule`.
 
     Attributes:
         groups: prompts of this rank in an iteration.
@@ -176,14 +69,14 @@ class WorkerOptions:
     seed: int
 
 
-class RolloutWorker:
+class Collector:
     """Samples, judges, scores. Made once the models are built; every rank has its own.
 
     Args:
         learner: the module that is trained.
         grader: judges answers.
         precision: makes the context that the trainer's forward passes run in.
-        options: see WorkerOptions.
+        options: see CollectorOptions.
 
     Attributes:
         rollouts: of the last iteration on this rank, kept groups only.
@@ -199,7 +92,7 @@ class RolloutWorker:
         learner: Learner,
         grader: Grader,
         precision: Callable[[], AbstractContextManager[Any]],
-        options: WorkerOptions,
+        options: CollectorOptions,
     ) -> None:
         self._learner, self._precision, self._options = learner, precision, options
         self._signs = RolloutSigns(learner.bound_format, grader)
@@ -225,7 +118,7 @@ class RolloutWorker:
         """End the grader's processes, and the engine."""
         self._resources.close()
 
-    def sample_ahead(self, stream: PromptStream) -> None:
+    def sample_ahead(self, stream: Prompts) -> None:
         """From now on sample every iteration but the first while the one before is trained on. Collective."""
         if self._options.engine.kind != "hf":
             raise ConfigError("data.engine.kind", self._options.engine.kind, "hf, with data.ahead")
@@ -236,9 +129,7 @@ class RolloutWorker:
         self.ahead = SamplingAhead(self._learner.model, self._new_engine, sample)
         self._resources.callback(self.ahead.close)
 
-    def collect(
-        self, stream: PromptStream, position: int, version: int, last: bool = False
-    ) -> tuple[Experience, Sums, int]:
+    def collect(self, stream: Prompts, position: int, version: int, last: bool = False) -> tuple[Experience, Sums, int]:
         """This rank's experience of an iteration, with advantages. Collective.
 
         Args:
@@ -347,7 +238,7 @@ class RolloutWorker:
             weight_version=version,
         )
 
-    def _sampled(self, stream: PromptStream, position: int, version: int) -> Sampled:
+    def _sampled(self, stream: Prompts, position: int, version: int) -> Sampled:
         """Groups of the iteration that begins: sampled ahead where that was begun, else now."""
         found = None if self.ahead is None else self.ahead.take(position)
         if found is not None:
@@ -358,7 +249,7 @@ class RolloutWorker:
         self._rest()
         return sampled
 
-    def _waves(self, engine: Engine, stream: PromptStream, position: int) -> tuple[list[Group], list[Group], int]:
+    def _waves(self, engine: Engine, stream: Prompts, position: int) -> tuple[list[Group], list[Group], int]:
         """Kept groups in the order of prompts, all groups drawn, and the new position."""
         options, own = self._options, rank()
         kept: list[Group] = []
@@ -450,21 +341,3 @@ class RolloutWorker:
                 whole = found.setdefault(name, torch.zeros(mask.shape))
                 whole[rows, :width] = values.float().cpu()
         return found
-
-
-def check_prompts(problems: Sequence[Problem], fits: Callable[[Problem], bool], longest: int) -> list[Problem]:
-    """Problems whose prompt leaves room for a solution; warns of the others with numbers. DataError for none."""
-    fitting = [problem for problem in problems if fits(problem)]
-    excluded = len(problems) - len(fitting)
-    if not fitting:
-        raise DataError(
-            f"data.prompts: all {excluded} prompts are longer than {longest} ids, the model's context less "
-            f"data.max_tokens. Lower data.max_tokens, or take other problems."
-        )
-    if excluded:
-        first = next(problem.id for problem in problems if not fits(problem))
-        logger.warning(
-            "prompts: %d of %d left out: longer than %d ids, the model's context less max_tokens (for example %s)",
-            excluded, len(problems), longest, first,
-        )  # fmt: skip
-    return fitting
