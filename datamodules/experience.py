@@ -151,6 +151,7 @@ class ExperienceDataModule(LightningDataModule):
             if self._options.prm is not None:
                 self._options.prm.checked_formats(learner.bound_format)
             rewards = self._options.rewards
+            learner.check_rewards(rewards)
             if rewards.kl is not None or rewards.implicit is not None:
                 learner.require_reference()
             if rewards.implicit is not None:

@@ -28,8 +28,17 @@ from prmkit.engines import HFEngine
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.losses import world_size
 from prmkit.models import PRMModel, resolve_folder
-from prmkit.rewards import OutcomeConfig, RewardsConfig
-from prmkit.rollouts import DynamicSampling, Group, Judge, Rollout, has_signal, roll_out, rollout_sums
+from prmkit.rewards import GroupCounts, OutcomeConfig, RewardsConfig
+from prmkit.rollouts import (
+    DynamicSampling,
+    Group,
+    Judge,
+    Rollout,
+    group_outcomes,
+    has_signal,
+    roll_out,
+    rollout_sums,
+)
 from prmkit.scoring import PRMScorer
 from prmkit.scoring.ensemble import PESSIMISMS, EnsembleScorer, Pessimism
 from prmkit.seeding import derive_seed
@@ -79,6 +88,15 @@ class Learner(Protocol):
 
     def implicit_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
         """The same under the implicit PRM as it is now."""
+        ...
+
+    def check_rewards(self, rewards: RewardsConfig) -> None:
+        """Refuse rewards that do not fit the learner's settings (ConfigError); called before the models are built."""
+        ...
+
+    def begin_iteration(self, update: int, groups: GroupCounts) -> Sums:
+        """An iteration begins, after so many optimiser steps, with these groups on this rank; figures for the logs.
+        Collective."""
         ...
 
     def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
@@ -261,6 +279,7 @@ class RolloutWorker:
             sums["waiting_seconds"] = (waited, 1)
             sums["staleness"] = (float(version - sampled.version), 1)
         outcome = self._options.rewards.outcome
+        sums |= self._learner.begin_iteration(version, self._outcomes(drawn))
         experience = make_experience(self.rollouts, self._pad_id, None if outcome is None else outcome.right)
         experience = experience.filled(self._scored(experience))
         filled, found = self._learner.advantages(experience)
@@ -385,6 +404,10 @@ class RolloutWorker:
         size, seed = self._learner.group_size, self._options.seed
         with torch.inference_mode():
             return asyncio.run(roll_out(prompts, engine, self._judge, size, sampling, seed))
+
+    def _outcomes(self, groups: Sequence[Group]) -> GroupCounts:
+        outcome = self._options.rewards.outcome
+        return GroupCounts() if outcome is None else group_outcomes(groups, outcome.right)
 
     def _token_scores(self, rollouts: Sequence[Rollout]) -> dict[str, list[tuple[float, ...]]]:
         """For the parts of the reward that fall on tokens; see `Judge`."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prmkit.errors import ConfigError
-from prmkit.rewards import Reward, RewardInput, RewardMixture, RewardsConfig, build_rewards
+from prmkit.rewards import GroupCounts, Reward, RewardInput, RewardMixture, RewardsConfig, build_rewards, count_groups
 from prmkit.seeding import derive_seed
 from prmkit.types import (
     Completion,
@@ -34,6 +34,7 @@ __all__ = [
     "Judge",
     "Rollout",
     "TokenScores",
+    "group_outcomes",
     "has_signal",
     "roll_out",
     "rollout_sums",
@@ -251,6 +252,12 @@ def has_signal(group: Sequence[Rollout], config: DynamicSampling) -> bool:
     mean = math.fsum(totals) / len(totals)
     inside = (config.low is None or mean >= config.low) and (config.high is None or mean <= config.high)
     return inside and high - low > _SAME * max(1.0, abs(low), abs(high))
+
+
+def group_outcomes(groups: Iterable[Group], right: float) -> GroupCounts:
+    """Count judged groups by their outcomes; `right` is what the part `outcome` gives a right answer."""
+    verdicts = [[rollout.parts.get("outcome") for rollout in group] for group in groups]
+    return count_groups([value == right for value in group if value is not None] for group in verdicts)
 
 
 def rollout_sums(rollouts: Iterable[Rollout]) -> dict[str, tuple[float, int]]:
