@@ -280,7 +280,7 @@ class ExperienceDataModule(LightningDataModule):
                 single_update=shape.updates * shape.passes == 1,
             )
             precision = self.trainer.precision_plugin.forward_context
-            self._worker = RolloutWorker(self._learner, self._task.grader, precision, options)
+            self._worker = RolloutWorker(self._learner, self._task, precision, options)
         return self._worker
 
     def _evaluation_loader(self) -> EvaluationLoader | list[Any]:

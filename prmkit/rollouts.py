@@ -16,6 +16,7 @@ from typing import Any
 from prmkit.errors import ConfigError
 from prmkit.rewards import GroupCounts, Reward, RewardInput, RewardMixture, RewardsConfig, build_rewards, count_groups
 from prmkit.seeding import derive_seed
+from prmkit.tasks.luck import is_worked_out
 from prmkit.types import (
     Completion,
     Engine,
@@ -26,6 +27,7 @@ from prmkit.types import (
     StepScorer,
     StepScores,
     Trace,
+    VerifiableTask,
 )
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "TokenScores",
     "group_outcomes",
     "has_signal",
+    "lucky_sums",
     "roll_out",
     "rollout_sums",
     "sample_group",
@@ -258,6 +261,14 @@ def group_outcomes(groups: Iterable[Group], right: float) -> GroupCounts:
     """Count judged groups by their outcomes; `right` is what the part `outcome` gives a right answer."""
     verdicts = [[rollout.parts.get("outcome") for rollout in group] for group in groups]
     return count_groups([value == right for value in group if value is not None] for group in verdicts)
+
+
+def lucky_sums(rollouts: Iterable[Rollout], right: float, task: VerifiableTask) -> tuple[float, int]:
+    """Right answers that were not worked out, and all right answers (see `is_worked_out`)."""
+    found = [rollout for rollout in rollouts if rollout.parts.get("outcome") == right]
+    steps = [[step.text for step in rollout.trace.steps] for rollout in found]
+    lucky = sum(not is_worked_out(task, r.problem, texts) for r, texts in zip(found, steps, strict=True))
+    return float(lucky), len(found)
 
 
 def rollout_sums(rollouts: Iterable[Rollout]) -> dict[str, tuple[float, int]]:
