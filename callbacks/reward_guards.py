@@ -30,9 +30,9 @@ _ADVICE = {
         f"{_HOLD}; reward steps (data.rewards.process, data.prm); shorter problems first",
     ),
     "lucky": (
-        "the answers are too hard to reach, or too few to tell apart, for the outcome to reward work",
-        "reward steps (data.rewards.process, data.prm), or shorter problems first; `prm regime` measures which; "
-        "a smaller learning rate and a pull where only the last steps are wrong",
+        "answers are rewarded whatever stands before them; nothing holds the policy, or problems are too hard for it",
+        f"{_HOLD}, and a smaller learning rate; reward steps (data.rewards.process, data.prm); shorter problems first; "
+        "`prm regime` measures which",
     ),
     "score_gap": (
         "the policy has found what the PRM takes for right",
