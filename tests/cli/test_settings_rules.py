@@ -389,7 +389,7 @@ def test_a_mistake_is_answered_before_torch_is_imported(mistake):
     assert ended.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["annotate", "search", "serve", "loop"])
+@pytest.mark.parametrize("command", ["annotate", "search", "regime", "serve", "loop"])
 def test_commands_have_the_same_rules(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("twice.yaml").write_text("seed: 1\nseed: 2\n")
@@ -408,7 +408,7 @@ def test_commands_have_the_same_rules(command, tmp_path, monkeypatch):
         assert errors.getvalue().count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["annotate", "search", "serve", "loop", "judge", "convert"])
+@pytest.mark.parametrize("command", ["annotate", "search", "regime", "serve", "loop", "judge", "convert"])
 def test_every_option_of_a_command_is_known_to_its_signature(command):
     """The signature from source, against the parser that jsonargparse makes of the classes."""
     made = importlib.import_module(f"prmkit.cli.{command}").parser()
