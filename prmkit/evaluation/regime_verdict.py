@@ -15,7 +15,7 @@ Reward = Literal["nothing", "outcome", "outcome_and_prm", "prm_or_curriculum"]
 
 CONSTANT_WEIGHT = "0.5"
 """`model.process_weight` where outcomes are absent: the PRM decides until the end."""
-FADING_WEIGHT = "{follow: unsolved, start: 0.5}"
+FADING_WEIGHT = "{follow: unsolved, start: 0.8}"
 """`model.process_weight` where outcomes are sparse: the PRM decides until groups are solved."""
 
 
@@ -38,7 +38,7 @@ class RegimeThresholds:
     weak: float = 0.05
     solved: float = 0.95
     dense: float = 0.2
-    absent: float = 0.02
+    absent: float = 0.03
     prm_good: float = 0.9
     prm_usable: float = 0.8
     disagreement: float = 0.2

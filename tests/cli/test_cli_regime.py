@@ -103,7 +103,7 @@ def test_every_following_command_is_one_that_prm_fit_takes(task, split, options,
     assert model["kl"]["weight"] == 0.1
     if weight is not None:
         assert data_of["prm"]["path"] == ["M", "N"]
-        assert model["process_weight"] == (0.5 if regime_name == "absent" else {"follow": "unsolved", "start": 0.5})
+        assert model["process_weight"] == (0.5 if regime_name == "absent" else {"follow": "unsolved", "start": 0.8})
     else:
         assert (tree["data"]["init_args"]["rewards"].get("process"), tree["data"]["init_args"].get("prm")) == (
             None,

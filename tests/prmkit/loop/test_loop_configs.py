@@ -54,4 +54,4 @@ def test_easy_to_hard_labels_easy_problems_and_trains_and_measures_on_hard_ones(
     assert start["data"]["init_args"]["train"][0]["options"]["max_ops"] >= hard["max_ops"]
     assert data["prm"]["path"] == str(tmp_path / f"iteration-{iteration}" / "prm" / "model")
     assert data["rewards"]["process"]["form"] == "raw"
-    assert policy["model"]["init_args"]["process_weight"] == 0.5
+    assert policy["model"]["init_args"]["process_weight"]["follow"] == "unsolved"
