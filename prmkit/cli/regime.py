@@ -7,15 +7,17 @@ are made in `prmkit.evaluation.regime`, the verdict in `prmkit.evaluation.regime
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prmkit.cli.ending import show_ending
 from prmkit.cli.json_output import json_output
-from prmkit.cli.loading import entered, load_engine, load_problems, load_scorer, resolve_model
+from prmkit.cli.loading import entered, load_engine, load_problems, load_scorer, model_identity, resolve_model
 from prmkit.cli.options import (
     SERVER_FLAGS,
     EngineConfig,
@@ -166,6 +168,10 @@ def _prepare(values: Any) -> RegimeJob:
     for name in names:
         prms[name] = resolve_model(name, config.prm_format, "prm", weights=values["scorer"].kind != "http")
         check_steps_fit((config.policy, policy[1]), (name, prms[name][1]), "prm")
+    asked = [(config.policy, policy[0], values["engine"]), *((n, prms[n][0], values["scorer"]) for n in names)]
+    for name, folder, where in asked:
+        if where.kind == "http":  # servers of another model, or none, are refused
+            model_identity(name, folder, where)
     return RegimeJob(config, replace(source, split=split), values, task, problems, policy, prms)
 
 
@@ -174,16 +180,18 @@ def _sample(job: RegimeJob) -> list[SearchRow]:
     config, values = job.config, job.values
     params = BestOfNParams(config.group, values["sampling"], config.seed)
 
-    async def sample(problem: Problem, engine: Any, scorer: StepScorer | None, budget: Any) -> Any:
-        return await best_of_n(problem, engine, scorer, params, budget)
-
     with ExitStack() as stack:
         grader = entered(job.task.grader, stack)
         engine = load_engine(*job.policy, values["engine"], stack)
         warn_of("policy", prompt_signs(engine.format, job.problems))
         progress = stack.enter_context(ProgressLine("samples", len(job.problems), at_once=config.in_flight))
-        searcher = Searcher(sample, engine, None, grader)
-        return search_all(job.problems, searcher, RunParams(config.in_flight), lambda _: progress.advance(""))
+        searcher = Searcher(partial(best_of_n, params=params), engine, None, grader)
+        rows = search_all(job.problems, searcher, RunParams(config.in_flight), lambda _: progress.advance(""))
+    failed = [row for row in rows if row.error is not None]
+    if failed:
+        what = f"{len(failed)} problems failed and are left out; {failed[0].problem_id}: {failed[0].error}"
+        print(f"warning: {what}", file=sys.stderr)
+    return rows
 
 
 def _score(job: RegimeJob, name: str, solutions: Sequence[tuple[str, tuple[str, ...]]]) -> StepScoresOf:

@@ -132,11 +132,6 @@ MISTAKES: tuple[Mistake, ...] = (
         ("process_weight.updates", "None", "an integer of at least 1"),
         light=False,
     ),
-    Mistake(
-        f"{GRPO} --model.source.path policy --model.process_weight '{{follow: silent}}'",
-        ("model.process_weight", "without process rewards", "data.rewards.process"),
-        light=False,
-    ),
     # sizes and budgets
     Mistake(f"{SEARCH} --n 0", ("n: got 0", "at least 1")),
     Mistake(f"{SEARCH} --budgets 0", ("budgets", "0", "at least 1")),
