@@ -123,9 +123,11 @@ class ChangingWeight:
             self.now = setting.at(self.share)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"now": self.now, "share": self.share}
+        return {"now": self.now, "share": self.share, "follow": getattr(self.setting, "follow", None)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state; a number in the config counts, whatever the state says."""
-        if self.changes:
-            self.now, self.share = state["now"], state["share"]
+        """Continue from a state. A number in the config counts, whatever the state says, and a rule that follows
+        another share begins with its own."""
+        if isinstance(self.setting, ProcessWeight):
+            self.now = state["now"]
+            self.share = state["share"] if state["follow"] == self.setting.follow else None

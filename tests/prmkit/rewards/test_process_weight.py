@@ -54,13 +54,15 @@ def test_a_rule_follows_the_groups(follow, smoothing, wanted):
 def test_state_continues_and_a_number_in_the_config_counts():
     rule = ProcessWeight("silent")
     first, second, number = ChangingWeight(rule), ChangingWeight(rule), ChangingWeight(0.25)
+    another = ChangingWeight(ProcessWeight("unsolved"))
     first.begin(0, GroupCounts(8, 3, 0))
-    for other in (second, number):
+    for other in (second, number, another):
         other.load_state_dict(first.state_dict())
-    assert (second.now, number.now) == (first.now, 0.25)
+    assert (second.now, number.now, another.now) == (first.now, 0.25, first.now)
+    assert another.share is None
     for weight in (first, second):
         weight.begin(1, GroupCounts(8, 7, 0))
-    assert first.state_dict() == second.state_dict() == {"now": 0.625, "share": 0.625}
+    assert first.state_dict() == second.state_dict() == {"now": 0.625, "share": 0.625, "follow": "silent"}
 
 
 @pytest.mark.parametrize(
