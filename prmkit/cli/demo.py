@@ -176,7 +176,8 @@ def _report(summary: dict[str, Any], output: Path) -> None:
     show_ending(
         [output / "summary.json", output / PICTURE, f"{PAIR}@1 in {registry}"],
         [
-            f"PRM vote minus majority at N = 16: {gain['mean']:+.3f} +- {gain['se']:.3f} (standard error)",
+            f"PRM vote less majority at N = 16, paired by problem: {100 * gain['mean']:+.1f} ± {100 * gain['se']:.1f} "
+            f"points",
             f"policy before and after GRPO: pass@1 {before['pass_at_1']:.3f} and {after['pass_at_1']:.3f}, "
             f"greedy {before['greedy']:.3f} and {after['greedy']:.3f}",
             f"gate {gate_word(gate['promoted'])}" + (f", {PAIR}@best is {PAIR}@1" if gate["promoted"] else ""),

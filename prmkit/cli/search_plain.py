@@ -82,7 +82,7 @@ def show_search(job: SearchJob, summary: dict[str, Any], made: Sequence[Path]) -
     spent = f"{tokens['generated']:,} tokens generated, {tokens['scored']:,} scored"
     results.append(f"{spent}, {format_seconds(summary['seconds'])}")
     prms = prm_list(config.prm)
-    following = following_search(config.policy, prms, config.output, job.source.task, comparison=not job.plain)
+    following = following_search(config.policy, prms, config.output, job.source, comparison=not job.plain)
     show_ending(made, results, [following])
 
 
