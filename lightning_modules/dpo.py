@@ -9,13 +9,7 @@ from torchmetrics import MeanMetric
 
 from lightning_modules.optimizers import OptimizerConfig
 from lightning_modules.policy_module import PolicyModule
-from prmkit.losses import (
-    CHUNK_LOGITS,
-    PreferenceConfig,
-    PreferenceOutput,
-    logprob_sums,
-    preference_loss,
-)
+from prmkit.losses import CHUNK_LOGITS, PreferenceConfig, PreferenceOutput, logprob_sums, preference_loss
 from prmkit.models import ModelSource
 from prmkit.rl.batches import OfflineBatch
 from prmkit.rl.policy_step import Reference, score_policy

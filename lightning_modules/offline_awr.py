@@ -10,12 +10,7 @@ from torchmetrics import MeanMetric
 from lightning_modules.optimizers import OptimizerConfig
 from lightning_modules.policy_module import PolicyModule
 from prmkit.errors import ConfigError
-from prmkit.losses import (
-    CHUNK_LOGITS,
-    PolicyLossOutput,
-    advantage_weighted_regression,
-    row_weights,
-)
+from prmkit.losses import CHUNK_LOGITS, PolicyLossOutput, advantage_weighted_regression, row_weights
 from prmkit.models import ModelSource
 from prmkit.rl.batches import OfflineBatch
 from prmkit.rl.policy_step import score_policy

@@ -24,15 +24,25 @@ from prmkit.engines import HFEngine
 from prmkit.errors import ConfigError
 from prmkit.formats.spec import StepFormat
 from prmkit.models import PRMModel
-from prmkit.protocols import Engine, Grader, StepScorer
+from prmkit.protocols import Engine, StepScorer, Task, VerifiableTask
 from prmkit.records import Problem, SamplingParams
 from prmkit.rl.ahead import Sampled, SamplingAhead, check_ahead, timed
 from prmkit.rl.batches import EvalBatch, Experience, Sums, make_experience
 from prmkit.rl.engines import EngineOptions, RolloutEngine, open_rollout_engine
 from prmkit.rl.learner import Learner
 from prmkit.rl.prm_source import PRMSource
-from prmkit.rl.rewards import OutcomeConfig, RewardsConfig
-from prmkit.rl.rollouts import DynamicSampling, Group, Judge, Rollout, has_signal, roll_out, rollout_sums
+from prmkit.rl.rewards import GroupCounts, OutcomeConfig, RewardsConfig
+from prmkit.rl.rollouts import (
+    DynamicSampling,
+    Group,
+    Judge,
+    Rollout,
+    group_outcomes,
+    has_signal,
+    lucky_sums,
+    roll_out,
+    rollout_sums,
+)
 from prmkit.rl.signs import RolloutSigns
 from prmkit.scoring import PRMScorer
 from prmkit.scoring.ensemble import EnsembleScorer
@@ -74,7 +84,7 @@ class Collector:
 
     Args:
         learner: the module that is trained.
-        grader: judges answers.
+        task: its grader judges answers; where it can check steps, right answers are checked for luck.
         precision: makes the context that the trainer's forward passes run in.
         options: see CollectorOptions.
 
@@ -90,11 +100,12 @@ class Collector:
     def __init__(
         self,
         learner: Learner,
-        grader: Grader,
+        task: Task,
         precision: Callable[[], AbstractContextManager[Any]],
         options: CollectorOptions,
     ) -> None:
-        self._learner, self._precision, self._options = learner, precision, options
+        self._learner, self._task, self._precision, self._options = learner, task, precision, options
+        grader = task.grader
         self._signs = RolloutSigns(learner.bound_format, grader)
         self._resources = ExitStack()
         if isinstance(grader, AbstractContextManager):
@@ -144,25 +155,36 @@ class Collector:
         start = time.perf_counter()
         sampled = self._sampled(stream, position, version)
         waited = time.perf_counter() - start
-        groups, drawn, position, seconds = sampled.kept, sampled.drawn, sampled.position, sampled.seconds
+        groups, drawn, position = sampled.kept, sampled.drawn, sampled.position
         if self.ahead is not None and not last:
             self.ahead.begin(position, version)
         self.rollouts = [rollout for group in groups for rollout in group]
         self._signs.look([rollout for group in drawn for rollout in group])
-        sums = rollout_sums(rollout for group in drawn for rollout in group)
-        sums["dropped"] = (float(len(drawn) - len(groups)), len(drawn))
-        tokens = sum(len(rollout.token_ids) for group in drawn for rollout in group)
-        sums["tokens_per_second"] = (tokens * world_size() / seconds, 1)
-        sums["sampling_seconds"] = (seconds, 1)
+        sums = self._sums(sampled)
         if self.ahead is not None:
             sums["waiting_seconds"] = (waited, 1)
             sums["staleness"] = (float(version - sampled.version), 1)
         outcome = self._options.rewards.outcome
+        counts = GroupCounts() if outcome is None else group_outcomes(drawn, outcome.right)
+        sums |= self._learner.begin_iteration(version, counts)
         experience = make_experience(self.rollouts, self._pad_id, None if outcome is None else outcome.right)
         experience = experience.filled(self._scored(experience))
         filled, found = self._learner.advantages(experience)
         sums["scoring_seconds"] = (time.perf_counter() - start - waited, 1)
         return experience.filled(filled), {**sums, **found}, position
+
+    def _sums(self, sampled: Sampled) -> Sums:
+        """Figures of an iteration's samples."""
+        rollouts = [rollout for group in sampled.drawn for rollout in group]
+        sums = rollout_sums(rollouts)
+        sums["dropped"] = (float(len(sampled.drawn) - len(sampled.kept)), len(sampled.drawn))
+        tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+        sums["tokens_per_second"] = (tokens * world_size() / sampled.seconds, 1)
+        sums["sampling_seconds"] = (sampled.seconds, 1)
+        outcome = self._options.rewards.outcome
+        if outcome is not None and isinstance(self._task, VerifiableTask):
+            sums["lucky"] = lucky_sums(rollouts, outcome.right, self._task)
+        return sums
 
     def evaluate(self, problems: Sequence[Problem], numbers: range, samples: int, temperature: float) -> EvalBatch:
         """Solutions of some problems, judged; a problem whose prompt is too long counts as wrong."""

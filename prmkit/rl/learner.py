@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prmkit.formats.bound import BoundStepFormat
 from prmkit.rl.batches import Experience, PolicyBatch, Sums
+from prmkit.rl.rewards import GroupCounts, RewardsConfig
 
 __all__ = ["Learner"]
 
@@ -54,6 +55,15 @@ class Learner(Protocol):
 
     def implicit_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
         """The same under the implicit PRM as it is now."""
+        ...
+
+    def check_rewards(self, rewards: RewardsConfig) -> None:
+        """Refuse rewards that do not fit the learner's settings (ConfigError); called before the models are built."""
+        ...
+
+    def begin_iteration(self, update: int, groups: GroupCounts) -> Sums:
+        """An iteration begins, after so many optimiser steps, with these groups on this rank; figures for the logs.
+        Collective."""
         ...
 
     def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
