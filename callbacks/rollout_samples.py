@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ from lightning.pytorch.loggers import WandbLogger
 
 from prmkit.errors import ConfigError
 from prmkit.io import write_atomic
+from prmkit.ownership import check_files, first_line_has, mentions
 from prmkit.rl.rollouts import Rollout
 
 __all__ = ["RolloutSamples", "describe_rollout", "draw_scores"]
+
+
+_FIELDS = ("problem_id", "question", "answer", "steps", "scores", "finish", "reward", "parts")
 
 
 class RolloutSamples(Callback):
@@ -22,7 +26,8 @@ class RolloutSamples(Callback):
     table to W&B.
 
     Args:
-        dirpath: the folder.
+        dirpath: the folder. Files of these names that are there are replaced when this callback wrote them, and refused
+            before training otherwise.
         every_n_iterations: at least 1; the first iteration is always shown.
         groups: prompts shown, at least 1.
         per_group: solutions shown for each, at least 1.
@@ -37,6 +42,12 @@ class RolloutSamples(Callback):
                 raise ConfigError(f"rollout_samples.{name}", value, "an integer of at least 1")
         self.dirpath = Path(dirpath)
         self.every_n_iterations, self.groups, self.per_group = every_n_iterations, groups, per_group
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            samples = first_line_has(*_FIELDS)
+            ours = {".jsonl": samples, ".png": mentions(b"atplotlib"), ".txt": lambda path: _beside(path, samples)}
+            check_files("rollout_samples.dirpath", self.dirpath, r"iteration-\d{5,}", ours, "sample of rollouts")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch.report is None or not trainer.is_global_zero:
@@ -55,9 +66,9 @@ class RolloutSamples(Callback):
     def _write(self, trainer: Trainer, rollouts: Sequence[Rollout], iteration: int) -> None:
         place = self.dirpath / f"iteration-{iteration:05d}"
         text = "\n".join(describe_rollout(rollout) for rollout in rollouts)
-        write_atomic(place.with_suffix(".txt"), text)
         lines = [json.dumps(_record(rollout), ensure_ascii=False) + "\n" for rollout in rollouts]
-        write_atomic(place.with_suffix(".jsonl"), "".join(lines))
+        write_atomic(place.with_suffix(".jsonl"), "".join(lines))  # first: they say whose the text is
+        write_atomic(place.with_suffix(".txt"), text)
         if any(rollout.trace.scores is not None for rollout in rollouts):
             draw_scores(rollouts, place.with_suffix(".png"))
         for logger in trainer.loggers:
@@ -66,6 +77,12 @@ class RolloutSamples(Callback):
                 logger.log_table("rollout/samples", *_table(rollouts, iteration))
             elif experiment is not None and hasattr(experiment, "add_text"):
                 experiment.add_text("rollout/samples", f"```\n{text}\n```", trainer.global_step)
+
+
+def _beside(text: Path, samples: Callable[[Path], bool]) -> bool:
+    """True if the records of a text's rollouts are beside it."""
+    records = text.with_suffix(".jsonl")
+    return records.is_file() and samples(records)
 
 
 def _table(rollouts: Sequence[Rollout], iteration: int) -> tuple[list[str], list[list[Any]]]:

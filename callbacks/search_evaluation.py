@@ -20,6 +20,7 @@ from prmkit.evaluation.comparison_plots import comparison_figure, save_figure
 from prmkit.evaluation.summary import check_headline
 from prmkit.io import write_json
 from prmkit.models import PRMModel, load_policy, resolve_folder
+from prmkit.ownership import check_files, json_has, mentions
 from prmkit.protocols import Grader, Task, VerifiableTask
 from prmkit.records import Problem, SamplingParams
 from prmkit.search.methods import make_params, needs_prm
@@ -68,7 +69,9 @@ class SearchEvaluation(Callback):
         headline: the selection of the PRM that is drawn, e.g. product_vote.
         in_flight: searches in work at once.
         max_rows: samples decoded together at most.
-        dirpath: folder of pictures and figures; None is `search` in the trainer's root folder.
+        dirpath: folder of pictures and figures; None is `search` in the trainer's root folder. Files of
+            these names that are there are replaced when this callback wrote them, and refused before training
+            otherwise.
     """
 
     leaves_files = True  # left out of a fast_dev_run
@@ -135,6 +138,8 @@ class SearchEvaluation(Callback):
                 "a strategy with whole weights on every rank, for SearchEvaluation",
                 "Search the exported model with `prm search` instead.",
             )
+        ours = {".json": json_has("step", "epoch", "figures"), ".png": mentions(b"atplotlib")}
+        check_files("search_evaluation.dirpath", self._folder(trainer), r"step=\d+", ours, "result of a search")
         guided = [search.method for search in self.planned if needs_prm(search.method)]
         if _trains_prm(pl_module):
             if self.policy is None:
@@ -159,6 +164,9 @@ class SearchEvaluation(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._models = None
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.dirpath or Path(trainer.default_root_dir) / "search")
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_step": self._last_step}
@@ -196,7 +204,7 @@ class SearchEvaluation(Callback):
             figures["prm"] = search_truth(rows, problems, task)
         metrics = _metrics(figures, self.headline)
         step = trainer.global_step
-        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "search")
+        folder = self._folder(trainer)
         write_json(folder / f"step={step}.json", {"step": step, "epoch": trainer.current_epoch, "figures": figures})
         picture = comparison_figure(figures, self.budget_unit, f"step {step}")
         save_figure(picture, folder / f"step={step}.png")

@@ -9,10 +9,10 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from datamodules.batches import Batch, PairBatch, PRMBatch, SFTBatch
 from datamodules.readers import Demonstration
 from prmkit.annotation.records import StepLabels
 from prmkit.annotation.targets import NO_ERROR, UNKNOWN_ERROR, TargetKind, first_error, step_pairs, step_targets
+from prmkit.batches import Batch, PairBatch, PRMBatch, SFTBatch
 from prmkit.errors import ConfigError, DataError
 from prmkit.formats.bound import BoundStepFormat
 

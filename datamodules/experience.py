@@ -16,20 +16,16 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from datamodules.experience_loader import Collected, EvaluationLoader, ExperienceLoader, Schedule, check_same
-from datamodules.experience_records import EvalBatch, Sums
-from datamodules.experience_rollouts import (
-    EngineOptions,
-    Learner,
-    PRMSource,
-    RolloutWorker,
-    WorkerOptions,
-    check_prompts,
-)
-from datamodules.prompts import PromptConfig, PromptStream, open_prompts
+from datamodules.prompts import PromptConfig, PromptStream, check_prompts, open_prompts
 from prmkit.dist import gathered
 from prmkit.errors import ConfigError, DataError
 from prmkit.protocols import Task
 from prmkit.records import Problem
+from prmkit.rl.batches import EvalBatch, Sums
+from prmkit.rl.collector import Collector, CollectorOptions
+from prmkit.rl.engines import EngineOptions
+from prmkit.rl.learner import Learner
+from prmkit.rl.prm_source import PRMSource
 from prmkit.rl.rewards import RewardsConfig
 from prmkit.rl.rollouts import DynamicSampling, Rollout
 
@@ -131,11 +127,13 @@ class ExperienceDataModule(LightningDataModule):
             raise ConfigError("data.rewards.outcome", None, "a part, of weight 0 at least: it trains the implicit PRM")
         self._prompts, self._validation, self._iteration = prompts, validation, iteration
         self._evaluation, self._seed, self._ahead = evaluation, seed, ahead
-        self._options = WorkerOptions(0, True, max_tokens, rewards, prm, dynamic_sampling, engine, scoring_tokens, seed)
+        self._options = CollectorOptions(
+            0, True, max_tokens, rewards, prm, dynamic_sampling, engine, scoring_tokens, seed
+        )
         self._task: Task | None = None
         self._problems: list[Problem] = []
         self._examined: list[Problem] = []
-        self._worker: RolloutWorker | None = None
+        self._collector: Collector | None = None
         self._loader: ExperienceLoader | None = None
         self._restored: dict[str, Any] | None = None
         self._position = 0
@@ -155,6 +153,7 @@ class ExperienceDataModule(LightningDataModule):
             if self._options.prm is not None:
                 self._options.prm.checked_formats(learner.bound_format)
             rewards = self._options.rewards
+            learner.check_rewards(rewards)
             if rewards.kl is not None or rewards.implicit is not None:
                 learner.require_reference()
             if rewards.implicit is not None:
@@ -167,27 +166,27 @@ class ExperienceDataModule(LightningDataModule):
             self._task = self._task or task
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002 - called by Lightning
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        if self._collector is not None:
+            self._collector.close()
+            self._collector = None
 
     def train_dataloader(self) -> ExperienceLoader:
         trainer, learner = self.trainer, self._learner
-        worker = self._open_worker()
-        stream = PromptStream(check_prompts(self._problems, worker.fits, worker.longest_prompt), self._seed)
+        collector = self._open_collector()
+        stream = PromptStream(check_prompts(self._problems, collector.fits, collector.longest_prompt), self._seed)
         shape = self._iteration
         rows = shape.prompts // trainer.world_size * learner.group_size
         schedule = Schedule(rows, shape.updates, shape.passes, int(trainer.accumulate_grad_batches), self._seed)
 
         if self._ahead:
-            worker.sample_ahead(stream)
+            collector.sample_ahead(stream)
 
         def collect(iteration: int) -> Collected:
             last = trainer.max_epochs is not None and iteration + 1 == trainer.max_epochs
             with self._whole_weights():
                 step = trainer.global_step
-                experience, sums, self._position = worker.collect(stream, self._position, step, last)
-            self.rollouts = worker.rollouts
+                experience, sums, self._position = collector.collect(stream, self._position, step, last)
+            self.rollouts = collector.rollouts
             report = {f"rollout/{name}": value for name, value in _means(gathered(sums)).items()}
             return Collected(experience, {**report, "rollout/iteration": float(iteration)})
 
@@ -210,7 +209,7 @@ class ExperienceDataModule(LightningDataModule):
         """Position in prompts and iterations, and the experience of an iteration that has begun. Collective."""
         if self._loader is None:
             return {}
-        ahead = None if self._worker is None or self._worker.ahead is None else self._worker.ahead.state()
+        ahead = None if self._collector is None or self._collector.ahead is None else self._collector.ahead.state()
         return {
             "ahead": ahead,
             "prompts": self._position,
@@ -231,8 +230,8 @@ class ExperienceDataModule(LightningDataModule):
             ours = state["ranks"][self.trainer.global_rank]
         self._loader.restore(ours)
         self._position = state["prompts"]
-        if self._worker is not None and self._worker.ahead is not None:
-            self._worker.ahead.restore(state.get("ahead"))
+        if self._collector is not None and self._collector.ahead is not None:
+            self._collector.ahead.restore(state.get("ahead"))
 
     def _made_with(self) -> dict[str, int]:
         shape = self._iteration
@@ -273,8 +272,8 @@ class ExperienceDataModule(LightningDataModule):
                 "An epoch is an iteration; its size is data.iteration.",
             )  # fmt: skip
 
-    def _open_worker(self) -> RolloutWorker:
-        if self._worker is None:
+    def _open_collector(self) -> Collector:
+        if self._collector is None:
             assert self._task is not None
             shape = self._iteration
             options = replace(
@@ -283,9 +282,9 @@ class ExperienceDataModule(LightningDataModule):
                 single_update=shape.updates * shape.passes == 1,
             )
             precision = self.trainer.precision_plugin.forward_context
-            self._worker = RolloutWorker(self._learner, self._task.grader, precision, options)
-            self._worker.watch = self._watched
-        return self._worker
+            self._collector = Collector(self._learner, self._task, precision, options)
+            self._collector.watch = self._watched
+        return self._collector
 
     def _watched(self, done: int, total: int) -> None:
         if self.watch is not None:
@@ -297,11 +296,11 @@ class ExperienceDataModule(LightningDataModule):
         mine = self._examined[self.trainer.global_rank :: self.trainer.world_size]
         if not mine:
             raise DataError(f"data.validation: {len(self._examined)} problems for {self.trainer.world_size} processes")
-        worker, config = self._open_worker(), self._evaluation
+        collector, config = self._open_collector(), self._evaluation
 
         def evaluate(numbers: range) -> EvalBatch:
             with self._whole_weights():
-                return worker.evaluate(mine, numbers, config.samples, config.temperature)
+                return collector.evaluate(mine, numbers, config.samples, config.temperature)
 
         return EvaluationLoader(evaluate, len(mine), config.rows)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from datamodules.batching import generator
-from datamodules.experience_records import EvalBatch, Experience, PolicyBatch, empty_batch
 from prmkit.errors import ConfigError, DataError
+from prmkit.rl.batches import EvalBatch, Experience, PolicyBatch, empty_batch
 
 __all__ = ["Collected", "EvaluationLoader", "ExperienceLoader", "Schedule", "check_same"]
 

@@ -9,10 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from datamodules.batches import _TensorRecord
 from datamodules.batching import BatchConfig, Shards, make_plan
 from datamodules.encoding import Example
 from datamodules.loader import EvalLoader, TrainLoader, WorkerConfig
@@ -21,8 +19,9 @@ from datamodules.sources import SourceConfig
 from prmkit.annotation.records import StepLabels
 from prmkit.errors import ConfigError, DataError
 from prmkit.formats.bound import BoundStepFormat
+from prmkit.rl.batches import OfflineBatch
 
-__all__ = ["OfflineBatch", "OfflineDataModule", "Pair", "Weighted", "preference_pairs", "weighted_solutions"]
+__all__ = ["OfflineDataModule", "Pair", "Weighted", "preference_pairs", "weighted_solutions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,30 +112,6 @@ def _by_problem(records: Iterable[StepLabels]) -> Mapping[str, list[StepLabels]]
         if record.correct is not None and record.steps:
             groups.setdefault(record.problem_id, []).append(record)
     return groups
-
-
-@dataclass(eq=False, kw_only=True)
-class OfflineBatch(_TensorRecord):
-    """Solutions of a fixed data set. Of P pairs, rows 0 .. P - 1 are chosen and rows P .. 2P - 1 rejected.
-
-    Attributes:
-        input_ids: [B, T] long, padded on the right.
-        attention_mask: [B, T] bool.
-        action_mask: [B, T] bool, True on tokens that count.
-        advantages: [B] float32; 0 for pairs.
-        pairs: P; 0 for solutions with advantages.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    action_mask: Tensor
-    advantages: Tensor
-    pairs: int = 0
-
-    @property
-    def count(self) -> int:
-        """Pairs, or tokens that count."""
-        return self.pairs or int(self.action_mask.sum())
 
 
 @dataclass(frozen=True, slots=True)

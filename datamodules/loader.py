@@ -15,9 +15,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.batches import Batch
 from datamodules.batching import Plan
 from datamodules.encoding import Codec, Example
+from prmkit.batches import Batch
 from prmkit.errors import ConfigError, DataError, PrmkitError
 
 __all__ = ["EvalLoader", "TrainLoader", "WorkerConfig"]

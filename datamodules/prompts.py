@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,9 @@ from prmkit.protocols import Task
 from prmkit.records import Problem
 from prmkit.tasks import TaskName, get_task
 
-__all__ = ["PromptConfig", "PromptStream", "open_prompts"]
+__all__ = ["PromptConfig", "PromptStream", "check_prompts", "open_prompts"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,21 @@ class PromptStream:
         if lap not in self._laps:
             self._laps = {lap: generator("prompts", self._seed, lap).permutation(len(self._problems))}
         return self._problems[self._laps[lap][place]]
+
+
+def check_prompts(problems: Sequence[Problem], fits: Callable[[Problem], bool], longest: int) -> list[Problem]:
+    """Problems whose prompt leaves room for a solution; warns of the others with numbers. DataError for none."""
+    fitting = [problem for problem in problems if fits(problem)]
+    excluded = len(problems) - len(fitting)
+    if not fitting:
+        raise DataError(
+            f"data.prompts: all {excluded} prompts are longer than {longest} ids, the model's context less "
+            f"data.max_tokens. Lower data.max_tokens, or take other problems."
+        )
+    if excluded:
+        first = next(problem.id for problem in problems if not fits(problem))
+        logger.warning(
+            "prompts: %d of %d left out: longer than %d ids, the model's context less max_tokens (for example %s)",
+            excluded, len(problems), longest, first,
+        )  # fmt: skip
+    return fitting

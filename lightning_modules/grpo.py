@@ -8,16 +8,11 @@ import torch
 from torch import Tensor
 
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating
 from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.policy_online import OnlinePolicy
 from prmkit.dist import summed
 from prmkit.errors import ConfigError
-from prmkit.losses import (
-    CHUNK_LOGITS,
-    CorrectionConfig,
-    PolicyLossConfig,
-)
+from prmkit.losses import CHUNK_LOGITS, CorrectionConfig, PolicyLossConfig
 from prmkit.models import ModelSource
 from prmkit.rl.advantages import (
     GroupAdvantages,
@@ -28,6 +23,9 @@ from prmkit.rl.advantages import (
     spread_steps,
     step_token_counts,
 )
+from prmkit.rl.batches import Experience, PolicyBatch, Sums
+from prmkit.rl.policy_step import KLPenalty, PolicyObjective, evaluating
+from prmkit.rl.rewards import ProcessWeight
 
 __all__ = ["GRPO"]
 
@@ -35,7 +33,7 @@ __all__ = ["GRPO"]
 class GRPO(OnlinePolicy):
     """Trains a policy on its own solutions, each compared with the others for its prompt.
 
-    Batches are `PolicyBatch`es of `datamodules.experience`; docs/algorithms.md says which settings make GRPO, DAPO, Dr.
+    Batches are `PolicyBatch`es of `prmkit.rl.batches`; docs/algorithms.md says which settings make GRPO, DAPO, Dr.
     GRPO, GSPO, CISPO and RLOO. The loss of an optimiser step is divided once by its count over all micro-batches and
     ranks. Logs `train/...` an optimiser step (loss, policy_loss, kl, entropy, ratio, clipped_low, clipped_high,
     approximate_kl, importance_weight, importance_cut, generator_gap, generator_kl, lr, grad_norm), `rollout/...` an
@@ -51,7 +49,8 @@ class GRPO(OnlinePolicy):
         credit: "steps": rewards of steps have advantages of their own, which are added to the outcome's; "trace": one
             advantage from everything added up; "tokens": as "steps" with every token a step of its own, which earns its
             own reward, and at a step's end the step's.
-        process_weight: factor of the steps' (tokens') advantages with credit "steps" ("tokens"), at least 0.
+        process_weight: factor of the steps' (tokens') advantages with credit "steps" ("tokens"), at least 0; or how it
+            changes, by a schedule or with the outcomes (`ProcessWeight`). Logs `train/process_weight` where it changes.
         loss: the surrogate.
         kl: pull towards the reference.
         reference: the reference policy; None is the source, or with adapters the policy without them.
@@ -80,7 +79,7 @@ class GRPO(OnlinePolicy):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen
         advantage: GroupConfig = GroupConfig(),  # noqa: B008
         credit: Literal["steps", "tokens", "trace"] = "steps",
-        process_weight: float = 1.0,
+        process_weight: float | ProcessWeight = 1.0,
         loss: PolicyLossConfig = PolicyLossConfig(reduction="sequence"),  # noqa: B008
         kl: KLPenalty = KLPenalty(),  # noqa: B008
         reference: ModelSource | None = None,
@@ -92,12 +91,17 @@ class GRPO(OnlinePolicy):
         chunk_logits: int = CHUNK_LOGITS,
     ) -> None:
         objective = PolicyObjective(loss, kl, entropy_weight, correction, temperature)
-        super().__init__(source, step_format, optimizer, objective, reference, implicit, share_prefixes, chunk_logits)
+        super().__init__(
+            source, step_format, optimizer, objective, reference, implicit, share_prefixes, chunk_logits, process_weight
+        )
         if credit not in ("steps", "tokens", "trace"):
             raise ConfigError("model.credit", credit, "steps | tokens | trace")
-        if not process_weight >= 0.0:
-            raise ConfigError("model.process_weight", process_weight, "a number of at least 0")
-        self.advantage, self.credit, self.process_weight = advantage, credit, process_weight
+        if credit == "trace" and process_weight != 1.0:
+            raise ConfigError(
+                "model.process_weight", process_weight, "1 with model.credit trace, which adds all rewards up",
+                "Weigh them there by data.rewards.process.weight.",
+            )  # fmt: skip
+        self.advantage, self.credit = advantage, credit
         self.group_size = advantage.size
 
     # -- asked by the data module (`Learner`) -------------------------------------------------------------------------
@@ -114,7 +118,7 @@ class GRPO(OnlinePolicy):
                 found["old_logprobs"] = scores.logprobs
         return found | self.reference_fields(input_ids, mask)
 
-    def advantages(self, experience: Any) -> tuple[dict[str, Tensor], dict[str, tuple[float, int]]]:
+    def advantages(self, experience: Experience) -> tuple[dict[str, Tensor], Sums]:
         """See `Learner`. The outcome's advantage is that of whatever steps (or tokens) do not earn."""
         of_parts = self._of_parts(experience)
         rewards = experience.total_rewards
@@ -131,7 +135,7 @@ class GRPO(OnlinePolicy):
             spread = of_parts.advantages
             if self.credit == "steps":
                 spread = spread_steps(spread, experience.index)
-            advantages = advantages + self.process_weight * spread
+            advantages = advantages + self.process_weight.now * spread
             signal = signal | of_parts.signal
         advantages = torch.where(experience.action_mask, advantages, 0.0)
         silent, groups = _groups_without(signal, experience.groups)
@@ -139,13 +143,13 @@ class GRPO(OnlinePolicy):
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Any) -> Tensor:
+    def training_step(self, batch: PolicyBatch) -> Tensor:
         _, step = self.forward_policy(batch)
         of_implicit, figures = self.share_of_implicit(batch)
         self._metrics.add({**step.metrics, **figures}, batch.report)
         return self.share_of_step(step.loss, batch) + of_implicit
 
-    def _of_parts(self, experience: Any) -> GroupAdvantages | None:
+    def _of_parts(self, experience: Experience) -> GroupAdvantages | None:
         """Advantages of steps, [N, S], or of tokens, [N, T]; None where only whole solutions earn anything."""
         if self.credit == "tokens":
             rewards, counts = experience.dense_rewards, experience.action_mask.long()

@@ -8,16 +8,12 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import score_policy
 from lightning_modules.policy_module import PolicyModule
 from prmkit.errors import ConfigError
-from prmkit.losses import (
-    CHUNK_LOGITS,
-    PolicyLossOutput,
-    advantage_weighted_regression,
-    row_weights,
-)
+from prmkit.losses import CHUNK_LOGITS, PolicyLossOutput, advantage_weighted_regression, row_weights
 from prmkit.models import ModelSource
+from prmkit.rl.batches import OfflineBatch
+from prmkit.rl.policy_step import score_policy
 
 __all__ = ["AWR"]
 
@@ -25,7 +21,7 @@ __all__ = ["AWR"]
 class AWR(PolicyModule):
     """Trains a policy on solutions, each weighed by exp(advantage / temperature).
 
-    Batches are `OfflineBatch`es of `datamodules.experience_offline`: rows "solutions" make AWR, "right" (all with
+    Batches are `OfflineBatch`es of `prmkit.rl.batches`: rows "solutions" make AWR, "right" (all with
     weight 1) rejection-sampling fine-tuning. The loss of an optimiser step is the mean over its tokens. Logs
     `train/loss`, `train/weight`, `train/bounded` (share of tokens at the bound), `val/loss`.
 
@@ -51,17 +47,17 @@ class AWR(PolicyModule):
         self.temperature, self.max_weight = temperature, max_weight
         self.eval_loss = MeanMetric()
 
-    def training_step(self, batch: Any) -> Tensor:
+    def training_step(self, batch: OfflineBatch) -> Tensor:
         output = self._loss(batch)
         self._metrics.add(output.metrics, None)
         return self.share_of_step(output.loss, batch)
 
-    def validation_step(self, batch: Any) -> None:
+    def validation_step(self, batch: OfflineBatch) -> None:
         output = self._loss(batch)
         self.eval_loss.update(output.loss.mean, output.loss.count)
         self.log("val/loss", self.eval_loss, on_step=False, on_epoch=True)
 
-    def _loss(self, batch: Any) -> PolicyLossOutput:
+    def _loss(self, batch: OfflineBatch) -> PolicyLossOutput:
         mask = batch.action_mask
         scores = score_policy(self.model, batch.input_ids, mask, 1.0, self.chunk_logits)
         return advantage_weighted_regression(

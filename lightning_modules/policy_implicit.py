@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_modules.policy_actor import score_policy
 from prmkit.errors import ConfigError
 from prmkit.losses import CHUNK_LOGITS, ImplicitLossOutput, implicit_prm_loss
 from prmkit.models import ModelSource, build_policy, checked_lm_head
+from prmkit.rl.batches import PolicyBatch, filled_in
+from prmkit.rl.policy_step import score_policy
 
 __all__ = ["ImplicitPRM", "ImplicitPRMConfig"]
 
@@ -79,10 +80,12 @@ class ImplicitPRM(nn.Module):
         model = cast(PreTrainedModel, self.model)
         return score_policy(model, input_ids, mask, temperature, chunk_logits, self._share).logprobs
 
-    def loss(self, batch: Any, temperature: float, chunk_logits: int) -> ImplicitLossOutput:
+    def loss(self, batch: PolicyBatch, temperature: float, chunk_logits: int) -> ImplicitLossOutput:
         """Of a PolicyBatch, from its outcomes; see `implicit_prm_loss`."""
         logprobs = self(batch.input_ids, batch.action_mask, temperature, chunk_logits)
-        return implicit_prm_loss(logprobs, batch.reference_logprobs, batch.action_mask, batch.right, self.beta)
+        return implicit_prm_loss(
+            logprobs, filled_in(batch.reference_logprobs), batch.action_mask, batch.right, self.beta
+        )
 
     def rewards_input(self, input_ids: Tensor, written: Tensor, temperature: float) -> Tensor:
         """[B, T] log-probabilities without gradient or dropout, for the rewards."""

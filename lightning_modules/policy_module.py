@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 
 from lightning_modules.formats import bind_format
 from lightning_modules.optimizers import OptimizerConfig, build_optimizer
-from lightning_modules.policy_actor import MetricWindow
+from lightning_modules.policy_logs import MetricWindow
 from lightning_modules.window import WindowSums
+from prmkit.batches import SFTBatch
 from prmkit.losses import LossOutput, MetricSum, normalise, window_total
 from prmkit.models import ModelSource, build_policy, checked_lm_head, resolve_folder, save_policy
+from prmkit.rl.batches import OfflineBatch, PolicyBatch
 from prmkit.weights import check_kind
 
 __all__ = ["PolicyModule"]
@@ -87,7 +89,7 @@ class PolicyModule(LightningModule):
         """Write the policy as a folder that transformers and vLLM read."""
         save_policy(self.model, self.tokenizer, self.bound_format, directory, weight_version)
 
-    def share_of_step(self, loss: LossOutput, batch: Any) -> Tensor:
+    def share_of_step(self, loss: LossOutput, batch: SFTBatch | PolicyBatch | OfflineBatch) -> Tensor:
         """A micro-batch's share of the optimiser step's loss, counted for the logs."""
         self._window.add(loss, batch)
         total = window_total(batch.window_count, self.device)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import KLPenalty, PolicyObjective, evaluating
 from lightning_modules.policy_critic import Critic, CriticConfig
 from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.policy_online import OnlinePolicy
@@ -27,14 +26,19 @@ from prmkit.losses import (
 )
 from prmkit.models import ModelSource
 from prmkit.rl.advantages import GAEConfig, Moments, gae, step_table, two_level_gae, whiten
+from prmkit.rl.batches import Experience, PolicyBatch, Sums, filled_in
+from prmkit.rl.policy_step import KLPenalty, PolicyObjective, evaluating
+from prmkit.rl.rewards import ProcessWeight
 
 __all__ = ["PPO"]
+
+_Head = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]  # values, old ones, returns, mask, items
 
 
 class PPO(OnlinePolicy):
     """Trains a policy and a critic on the policy's own solutions.
 
-    Batches are `PolicyBatch`es of `datamodules.experience`. Rewards fall on tokens: a step's on its last one, the
+    Batches are `PolicyBatch`es of `prmkit.rl.batches`. Rewards fall on tokens: a step's on its last one, the
     outcome on the last of all. Advantages are GAE's, whitened over all processes. The policy's loss and those of the
     critic are divided by counts of their own over all micro-batches and ranks. Logs what GRPO does, and
     `train/value_loss`, `train/explained_variance`, `train/value_clipped`; with levels "steps" also
@@ -46,6 +50,8 @@ class PPO(OnlinePolicy):
         advantage: discounts.
         levels: "tokens": GAE over tokens. "steps": over steps, by a step critic of its own, and within each step over
             its tokens (`two_level_gae`); steps and outcomes then reward steps, and only rewards of tokens tokens.
+        process_weight: factor of the rewards of steps beside `data.rewards.process.weight`, at least 0; or how it
+            changes, see GRPO.
         whiten: advantages get mean 0 and deviation 1 over the iteration.
         critic: where values come from.
         loss, kl, reference, entropy_weight, correction, temperature, implicit, share_prefixes, chunk_logits: see GRPO.
@@ -66,6 +72,7 @@ class PPO(OnlinePolicy):
         samples: int = 1,
         advantage: GAEConfig = GAEConfig(),  # noqa: B008
         levels: Literal["tokens", "steps"] = "tokens",
+        process_weight: float | ProcessWeight = 1.0,
         whiten: bool = True,
         critic: CriticConfig = CriticConfig(),  # noqa: B008
         loss: PolicyLossConfig = PolicyLossConfig(),  # noqa: B008
@@ -79,7 +86,9 @@ class PPO(OnlinePolicy):
         chunk_logits: int = CHUNK_LOGITS,
     ) -> None:
         objective = PolicyObjective(loss, kl, entropy_weight, correction, temperature)
-        super().__init__(source, step_format, optimizer, objective, reference, implicit, share_prefixes, chunk_logits)
+        super().__init__(
+            source, step_format, optimizer, objective, reference, implicit, share_prefixes, chunk_logits, process_weight
+        )
         if samples < 1:
             raise ConfigError("model.samples", samples, "an integer of at least 1")
         self.group_size, self.advantage, self.whiten = samples, advantage, whiten
@@ -110,13 +119,14 @@ class PPO(OnlinePolicy):
             found |= dict(zip(("old_values", "old_step_values"), values, strict=False))
         return found | self.reference_fields(input_ids, mask)
 
-    def advantages(self, experience: Any) -> tuple[dict[str, Tensor], dict[str, tuple[float, int]]]:
+    def advantages(self, experience: Experience) -> tuple[dict[str, Tensor], Sums]:
         """See `Learner`. A solution that was cut off ends there: nothing is expected behind it."""
         mask, config = experience.action_mask, self.advantage
         if self.levels == "steps":
             advantages, found = self._by_steps(experience)
         else:
-            of_tokens = gae(experience.token_rewards, experience.old_values, mask, config.gamma, config.lam)
+            rewards, old_values = self._token_rewards(experience), filled_in(experience.old_values)
+            of_tokens = gae(rewards, old_values, mask, config.gamma, config.lam)
             advantages, found = of_tokens.advantages, {"returns": of_tokens.returns}
         own = Moments.of(advantages, mask)
         if self.whiten:
@@ -126,24 +136,29 @@ class PPO(OnlinePolicy):
         report = {"advantage": (total, int(count)), "advantage_squared": (squares, int(count))}
         return {"advantages": advantages, **found}, report
 
-    def _by_steps(self, experience: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def _token_rewards(self, experience: Experience) -> Tensor:
+        """[N, T] rewards at the tokens that earn them, those of steps times their weight."""
+        weight, rewards = self.process_weight.now, experience.token_rewards
+        return rewards if weight == 1.0 else rewards + (weight - 1.0) * experience.step_end_rewards
+
+    def _by_steps(self, experience: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         """Advantages of tokens, [N, T], and targets of both critics. A solution without steps is one step."""
-        mask = experience.action_mask
+        mask, old_values = experience.action_mask, filled_in(experience.old_values)
         bare = mask & (experience.index < 0).all(1, keepdim=True)
         index = torch.where(mask, torch.where(bare, 0, experience.index), -1)
         steps = step_table(index, experience.step_rewards.shape[1])
-        rewards = torch.where(steps.mask, experience.step_rewards, 0.0)
+        rewards = torch.where(steps.mask, self.process_weight.now * experience.step_rewards, 0.0)
         rewards = rewards + torch.where(steps.last, experience.outcome_rewards[:, None], 0.0)
         found = two_level_gae(
             rewards,
-            experience.old_step_values.gather(1, steps.starts),
+            filled_in(experience.old_step_values).gather(1, steps.starts),
             steps.mask,
             experience.own_rewards,
-            experience.old_values,
+            old_values,
             index,
             self.advantage,
         )
-        returns = torch.zeros_like(experience.old_values)
+        returns = torch.zeros_like(old_values)
         returns.scatter_add_(1, steps.starts, torch.where(steps.mask, found.step.returns, 0.0))
         starts = torch.zeros_like(returns).scatter_add_(1, steps.starts, steps.mask.to(returns.dtype)) > 0
         targets = {"returns": found.token.returns, "step_returns": returns, "step_starts": starts}
@@ -151,17 +166,18 @@ class PPO(OnlinePolicy):
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Any) -> Tensor:
+    def training_step(self, batch: PolicyBatch) -> Tensor:
         scores, step = self.forward_policy(batch)
         values = self.critic(self.model, batch.input_ids, batch.action_mask, scores.states)
-        heads = {"value": (values[0], batch.old_values, batch.returns, batch.action_mask, batch.window_tokens)}
+        heads: dict[str, _Head] = {}
+        heads["value"] = (values[0], batch.old_values, batch.returns, batch.action_mask, batch.window_tokens)
         if self.levels == "steps":
             of_steps = (values[1], batch.old_step_values, batch.step_returns, batch.step_starts, batch.window_steps)
             heads["step_value"] = of_steps
         of_implicit, figures = self.share_of_implicit(batch)
         loss = self.share_of_step(step.loss, batch) + of_implicit
         for name, (given, old, returns, mask, count) in heads.items():
-            found = value_loss(given, old, returns, mask, self.critic_config.clip)
+            found = value_loss(given, filled_in(old), filled_in(returns), filled_in(mask), self.critic_config.clip)
             figures |= {f"{name}_{part}": figure for part, figure in found.metrics.items()}
             figures[f"{name}_loss"] = MetricSum(found.loss.loss_sum.detach(), found.loss.count)
             total = window_total(count, self.device)

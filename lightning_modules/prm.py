@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, Metric
 from lightning_modules.formats import bind_format
 from lightning_modules.optimizers import OptimizerConfig, build_optimizer
 from lightning_modules.window import WindowSums
+from prmkit.batches import PairBatch, PRMBatch
 from prmkit.errors import ConfigError
 from prmkit.losses import LossOutput, normalise, step_loss, window_total
 from prmkit.metrics import FirstErrorF1, StepMetrics
@@ -91,7 +92,7 @@ class PRM(LightningModule):
         """The PRM as its source says, untrained."""
         return build_prm(self.source, self.bound_format)
 
-    def training_step(self, batch: Any) -> Tensor:
+    def training_step(self, batch: PRMBatch) -> Tensor:
         output = self._loss(self._logits(batch), batch)
         self._window.add(output, batch)
         total = window_total(batch.window_count, self.device)
@@ -100,13 +101,13 @@ class PRM(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self._window.log_step(self, optimizer)
 
-    def validation_step(self, batch: Any) -> None:
+    def validation_step(self, batch: PRMBatch) -> None:
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: Any) -> None:
+    def test_step(self, batch: PRMBatch) -> None:
         self._evaluate(batch, "test")
 
-    def predict_step(self, batch: Any) -> list[dict[str, Any]]:
+    def predict_step(self, batch: PRMBatch) -> list[dict[str, Any]]:
         """Rows {id, scores, positions}: a score in [0, 1] for every step of a trace and where it was read."""
         scores = self.model.probability(self._logits(batch))
         counts = batch.position_mask.sum(dim=1).tolist()
@@ -125,14 +126,14 @@ class PRM(LightningModule):
         """Write the PRM as a folder that `PRMModel.from_pretrained`, transformers and vLLM read."""
         self.model.save_pretrained(directory, weight_version)
 
-    def _logits(self, batch: Any) -> Tensor:
+    def _logits(self, batch: PRMBatch) -> Tensor:
         return self.model(batch.input_ids, batch.attention_mask, batch.positions, batch.position_mask)
 
-    def _loss(self, logits: Tensor, batch: Any) -> LossOutput:
-        pairs = getattr(batch, "pairs", None)  # only PairBatch has them
+    def _loss(self, logits: Tensor, batch: PRMBatch) -> LossOutput:
+        pairs = batch.pairs if isinstance(batch, PairBatch) else None
         return step_loss(self.loss_kind, logits, batch.targets[batch.position_mask], pairs)
 
-    def _evaluate(self, batch: Any, stage: str) -> None:
+    def _evaluate(self, batch: PRMBatch, stage: str) -> None:
         logits = self._logits(batch)
         output = self._loss(logits, batch)
         scores = self.model.probability(logits)

@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric
 
 from lightning_modules.optimizers import OptimizerConfig
 from lightning_modules.policy_module import PolicyModule
+from prmkit.batches import SFTBatch
 from prmkit.losses import CHUNK_LOGITS, LossOutput, predicted_positions, token_cross_entropy
 from prmkit.models import ModelSource, checked_lm_head, hidden_states
 
@@ -45,22 +46,22 @@ class SFT(PolicyModule):
         super().__init__(source, step_format, optimizer, chunk_logits)
         self.eval_loss = MeanMetric()
 
-    def training_step(self, batch: Any) -> Tensor:
+    def training_step(self, batch: SFTBatch) -> Tensor:
         return self.share_of_step(self._loss(batch), batch)
 
-    def validation_step(self, batch: Any) -> None:
+    def validation_step(self, batch: SFTBatch) -> None:
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: Any) -> None:
+    def test_step(self, batch: SFTBatch) -> None:
         self._evaluate(batch, "test")
 
-    def _loss(self, batch: Any) -> LossOutput:
+    def _loss(self, batch: SFTBatch) -> LossOutput:
         hidden = hidden_states(self.model.base_model, batch.input_ids, batch.attention_mask, batch.position_ids)
         states, labels = predicted_positions(hidden, batch.input_ids, batch.loss_mask)
         head = checked_lm_head(self.model)
         return token_cross_entropy(states, labels, head, head.out_features, self.chunk_logits)
 
-    def _evaluate(self, batch: Any, stage: str) -> None:
+    def _evaluate(self, batch: SFTBatch, stage: str) -> None:
         output = self._loss(batch)
         self.eval_loss.update(output.mean, output.count)
         self.log(f"{stage}/loss", self.eval_loss, on_step=False, on_epoch=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,13 +16,23 @@ from prmkit.losses import LossOutput
 __all__ = ["WindowSums", "gradient_norm", "token_count"]
 
 
+class Tokens(Protocol):
+    """Of a batch, what its tokens are counted by."""
+
+    @property
+    def input_ids(self) -> Tensor: ...
+
+    @property
+    def attention_mask(self) -> Tensor | None: ...
+
+
 class WindowSums:
     """Loss, items and tokens since the last optimiser step, on this rank."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
 
-    def add(self, output: LossOutput, batch: Any) -> None:
+    def add(self, output: LossOutput, batch: Tokens) -> None:
         """Count one micro-batch."""
         new = torch.stack([output.loss_sum.detach(), output.count, token_count(batch)])
         self._sums = new if self._sums is None else self._sums + new
@@ -53,11 +63,11 @@ class WindowSums:
             module.log("train/grad_norm", norm)
 
 
-def token_count(batch: Any) -> Tensor:
+def token_count(batch: Tokens) -> Tensor:
     """Tokens of a batch, a scalar: those of its attention mask, or all where it has none (packed rows)."""
     if batch.attention_mask is None:
         return torch.tensor(batch.input_ids.numel(), device=batch.input_ids.device)
-    return cast(Tensor, batch.attention_mask.sum())
+    return batch.attention_mask.sum()
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor | None:

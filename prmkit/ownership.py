@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from prmkit.errors import ConfigError
 __all__ = [
     "begins_with",
     "check_file",
+    "check_files",
     "check_folder",
     "check_outputs",
     "discard",
@@ -225,6 +227,23 @@ def check_file(option: str, path: str | Path, ours: Callable[[Path], bool], kind
             f"a file that does not exist, is empty, or is a {kind}",
             "It is a folder." if place.is_dir() else "It would be replaced: move it away, or name another file.",
         )
+
+
+def check_files(
+    option: str, folder: str | Path, name: str, ours: Mapping[str, Callable[[Path], bool]], kind: str
+) -> None:
+    """Refuse a folder with files that would be replaced by their names and that prmkit did not write; see `check_file`.
+
+    Args:
+        option: the option or key that names the folder, for the message.
+        folder: where the files are to be written; need not exist.
+        name: regular expression of the whole names, without their ends.
+        ours: by the end of the name, e.g. ".png": true for a file that prmkit wrote.
+        kind: what prmkit writes there, e.g. "samples of rollouts".
+    """
+    for path in sorted(real_path(folder).glob("*")):
+        if path.suffix in ours and re.fullmatch(name, path.stem):
+            check_file(option, path, ours[path.suffix], kind)
 
 
 def check_outputs(option: str, value: str | Path, files: Iterable[Path], marker: Path) -> None:

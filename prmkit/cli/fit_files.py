@@ -15,7 +15,7 @@ from prmkit.io import expand_paths
 
 __all__ = ["check_files"]
 
-_MODELS = ("prmkit.models.source.ModelSource", "datamodules.experience_rollouts.PRMSource")
+_MODELS = ("prmkit.models.source.ModelSource", "prmkit.rl.collector.PRMSource")
 _ROWS = ("datamodules.sources.SourceConfig",)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}

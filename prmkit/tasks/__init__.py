@@ -19,6 +19,7 @@ from prmkit.tasks.multistep_arithmetic import MultistepArithmeticTask
 from prmkit.tasks.records import RecordTask
 
 __all__ = [
+    "BUILT_IN_TASKS",
     "FILE_TASKS",
     "TASKS",
     "AccumulatorTask",
@@ -29,6 +30,7 @@ __all__ = [
     "register_task",
 ]
 
+BUILT_IN_TASKS = ("accumulator", "multistep_arithmetic")
 FILE_TASKS = ("gsm8k", "math", "math500", "bbh", "jsonl", "hub")
 TASKS: Catalogue[Callable[..., Task]] = Catalogue(
     "task",

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from callbacks.publish_pair import PublishPair
 from callbacks.search_evaluation import SearchEvaluation
-from datamodules.experience_rollouts import PRMSource
 from lightning_modules.prm import PRM
 from lightning_modules.sft import SFT
 from prmkit.annotation import StepLabels
@@ -20,6 +19,7 @@ from prmkit.cli import main
 from prmkit.errors import ConfigError
 from prmkit.formats.presets import get_step_format
 from prmkit.models import ModelSource
+from prmkit.rl.prm_source import PRMSource
 from prmkit.tasks import get_task
 
 TASK = ["--task", "accumulator", "--task_options", "{min_ops: 2, max_ops: 2, hard_share: 0.0}", "--limit", "2"]
@@ -132,10 +132,10 @@ def test_annotation_tells_it_too(endless, tmp_path, capsys):
 
 
 def test_rollouts_of_training_tell_it_once(memorised_policy, caplog):
-    from datamodules.rollout_signs import RolloutSigns
     from prmkit.models import load_policy
     from prmkit.records import Problem, Trace
     from prmkit.rl.rollouts import Rollout
+    from prmkit.rl.signs import RolloutSigns
 
     step_format = load_policy(memorised_policy).format
     assert step_format.spec == get_step_format("plain")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from datamodules.batches import PairBatch
 from datamodules.batching import BatchConfig
 from datamodules.encoding import TargetConfig
 from datamodules.sft import SFTDataModule
 from datamodules.sources import SourceConfig
 from datamodules.step_labels import StepLabelDataModule
 from prmkit.annotation.records import StepLabels
+from prmkit.batches import PairBatch
 from prmkit.errors import ConfigError, DataError
 from prmkit.formats.bound import BoundStepFormat
 from prmkit.formats.presets import get_step_format
@@ -152,9 +152,9 @@ def test_bad_files_show_in_setup(bound, write_jsonl, lines, message):
 def test_missing_files_and_stages(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
         StepLabelDataModule([SourceConfig(path=str(tmp_path / "none.jsonl"))]).setup("fit")
-    with pytest.raises(ConfigError, match=r"data\.predict: got \[\]; accepted: at least one source, to predict"):
+    with pytest.raises(ConfigError, match=r"data\.predict: got \[\]; accepted: at least one source, for `prm predict`"):
         StepLabelDataModule().setup("predict")
-    with pytest.raises(ConfigError, match=r"data\.train: got \[\]; accepted: at least one source, to fit"):
+    with pytest.raises(ConfigError, match=r"data\.train: got \[\]; accepted: at least one source, for `prm fit`"):
         SFTDataModule().setup("fit")
 
 

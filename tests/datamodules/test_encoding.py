@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from datamodules.batches import PairBatch, PRMBatch
 from datamodules.encoding import PRMCodec, SFTCodec, TargetConfig
 from datamodules.readers import Demonstration
 from prmkit.annotation.records import StepLabels
+from prmkit.batches import PairBatch, PRMBatch
 from prmkit.errors import ConfigError, DataError
 
 ROW = Demonstration("f+5g*3,7", "f+5=C\ng*3=4")

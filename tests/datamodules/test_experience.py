@@ -8,12 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 
 from datamodules.experience import EvaluationConfig, ExperienceDataModule, IterationConfig
 from datamodules.experience_loader import Collected, ExperienceLoader, Schedule
-from datamodules.experience_records import empty_batch, make_experience
-from datamodules.experience_rollouts import PRMSource, check_prompts
-from datamodules.prompts import PromptConfig, PromptStream
+from datamodules.prompts import PromptConfig, PromptStream, check_prompts
 from lightning_modules.grpo import GRPO
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import KLPenalty
 from lightning_modules.ppo import PPO
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.formats.bound import BoundStepFormat
@@ -21,6 +18,9 @@ from prmkit.formats.presets import get_step_format
 from prmkit.models import LoraSpec, ModelSource, PRMModel, build_prm, load_tokenizer
 from prmkit.records import Problem, Step, Trace
 from prmkit.rl.advantages import GroupConfig
+from prmkit.rl.batches import empty_batch, make_experience
+from prmkit.rl.policy_step import KLPenalty
+from prmkit.rl.prm_source import PRMSource
 from prmkit.rl.rewards import LengthConfig, OutcomeConfig, ProcessConfig, Reward, RewardsConfig
 from prmkit.rl.rollouts import DynamicSampling, Rollout
 

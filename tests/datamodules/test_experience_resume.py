@@ -16,7 +16,6 @@ from datamodules.experience import ExperienceDataModule, IterationConfig
 from datamodules.prompts import PromptConfig
 from lightning_modules.grpo import GRPO
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import KLPenalty
 from lightning_modules.policy_critic import CriticConfig
 from lightning_modules.ppo import PPO
 from prmkit.errors import DataError
@@ -24,6 +23,7 @@ from prmkit.formats.bound import BoundStepFormat
 from prmkit.formats.presets import get_step_format
 from prmkit.models import ModelSource, build_policy, load_tokenizer, save_policy
 from prmkit.rl.advantages import GroupConfig
+from prmkit.rl.policy_step import KLPenalty
 from prmkit.rl.rewards import LengthConfig, OutcomeConfig, RewardsConfig
 from prmkit.rl.rollouts import DynamicSampling
 

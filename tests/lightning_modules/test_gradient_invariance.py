@@ -5,7 +5,7 @@ Run as a script (by torchrun) it writes the gradients of both modules over two p
 
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_modules.optimizers import OptimizerConfig
 from lightning_modules.prm import PRM
 from lightning_modules.sft import SFT
+from prmkit.batches import PRMBatch, SFTBatch
 from prmkit.models import ModelSource
 
 ROWS = 16
@@ -44,22 +45,6 @@ class Row:
     targets: Tensor
 
 
-@dataclass
-class Batch:
-    input_ids: Tensor
-    attention_mask: Tensor
-    loss_mask: Tensor
-    positions: Tensor
-    position_mask: Tensor
-    targets: Tensor
-    window_count: int = 0
-    position_ids: Tensor | None = None
-    pairs: Tensor | None = None
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
-        return self
-
-
 def rows() -> list[Row]:
     """Ragged: 5 to 27 tokens, 1 to 4 labelled steps, any number of predicted tokens."""
     draw = torch.Generator().manual_seed(1)
@@ -78,15 +63,20 @@ def rows() -> list[Row]:
     return made
 
 
-def collate(part: list[Row]) -> Batch:
-    pad = torch.nn.utils.rnn.pad_sequence
-    return Batch(
-        input_ids=pad([r.ids for r in part], batch_first=True),
-        attention_mask=pad([torch.ones_like(r.ids, dtype=torch.bool) for r in part], batch_first=True),
-        loss_mask=pad([r.loss_mask for r in part], batch_first=True),
-        positions=pad([r.positions for r in part], batch_first=True),
-        position_mask=pad([torch.ones_like(r.positions, dtype=torch.bool) for r in part], batch_first=True),
-        targets=pad([r.targets for r in part], batch_first=True),
+def collate(part: list[Row], name: str) -> SFTBatch | PRMBatch:
+    def padded(tensors: list[Tensor]) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+
+    common = {"ids": tuple(map(str, range(len(part)))), "input_ids": padded([r.ids for r in part])}
+    common["attention_mask"] = padded([torch.ones_like(r.ids, dtype=torch.bool) for r in part])
+    if name == "sft":
+        return SFTBatch(loss_mask=padded([r.loss_mask for r in part]), **common)
+    return PRMBatch(
+        positions=padded([r.positions for r in part]),
+        position_mask=padded([torch.ones_like(r.positions, dtype=torch.bool) for r in part]),
+        targets=padded([r.targets for r in part]),
+        first_error=torch.full((len(part),), -2),
+        **common,
     )
 
 
@@ -95,14 +85,14 @@ class Window(Dataset):
 
     def __init__(self, name: str, batch: int, rank: int = 0, world: int = 1) -> None:
         mine = rows()[rank::world]
-        parts = [collate(mine[start : start + batch]) for start in range(0, len(mine), batch)]
-        total = sum(int((p.loss_mask if name == "sft" else p.position_mask).sum()) for p in parts)
-        self.parts = [replace(p, window_count=total) for p in parts]
+        parts = [collate(mine[start : start + batch], name) for start in range(0, len(mine), batch)]
+        total = sum(part.count for part in parts)
+        self.parts = [part.with_window(total) for part in parts]
 
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> SFTBatch | PRMBatch:
         return self.parts[index]
 
 

@@ -1,7 +1,6 @@
 """SFT and PRM in a real Trainer: learning, logging, checkpoints, resumption, adapters, precision, command line."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,12 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_modules.optimizers import OptimizerConfig
 from lightning_modules.prm import PRM
 from lightning_modules.sft import SFT
+from prmkit.batches import PairBatch, SFTBatch
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.models import LoraSpec, ModelSource, PRMModel, load_policy
 
@@ -34,22 +33,7 @@ SOURCE = ModelSource(config=CONFIG, tokenizer="accumulator")
 FAST = OptimizerConfig(lr=1e-2, warmup_steps=0)
 
 
-@dataclass
-class Batch:
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    loss_mask: Tensor
-    positions: Tensor
-    position_mask: Tensor
-    targets: Tensor
-    first_error: Tensor
-    ids: tuple[str, ...]
-    window_count: int
-    pairs: Tensor
-    position_ids: Tensor | None = None
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
-        return self
+Batch = SFTBatch | PairBatch
 
 
 def sft_batches(n: int = 6) -> list[Batch]:
@@ -80,18 +64,12 @@ def make(seed: int, kind: str, rows: int = 8, length: int = 12) -> Batch:
         pairs += [(start, start + count - 1)] if count > 1 else []
         start += count
     count = int(loss_mask.sum()) if kind == "sft" else int(position_mask.sum())
-    return Batch(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids, dtype=torch.bool),
-        loss_mask=loss_mask,
-        positions=positions,
-        position_mask=position_mask,
-        targets=right.float(),
-        first_error=first_error,
-        ids=tuple(f"{seed}-{row}" for row in range(rows)),
-        window_count=count,
-        pairs=torch.tensor(pairs),
-    )
+    common = {"ids": tuple(f"{seed}-{row}" for row in range(rows)), "window_count": count}
+    common |= {"input_ids": ids, "attention_mask": torch.ones_like(ids, dtype=torch.bool)}
+    if kind == "sft":
+        return SFTBatch(loss_mask=loss_mask, **common)
+    steps = {"positions": positions, "position_mask": position_mask, "targets": right.float()}
+    return PairBatch(first_error=first_error, pairs=torch.tensor(pairs), **steps, **common)
 
 
 def loader(batches: list[Batch]) -> DataLoader:

@@ -18,7 +18,6 @@ from datamodules.experience import ExperienceDataModule, IterationConfig
 from datamodules.prompts import PromptConfig, PromptStream, open_prompts
 from lightning_modules.grpo import GRPO
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import KLPenalty
 from lightning_modules.policy_critic import CriticConfig
 from lightning_modules.policy_implicit import ImplicitPRMConfig
 from lightning_modules.ppo import PPO
@@ -28,6 +27,7 @@ from prmkit.losses import PolicyLossConfig
 from prmkit.models import ModelSource
 from prmkit.records import GenerationRequest, SamplingParams
 from prmkit.rl.advantages import GAEConfig, GroupConfig
+from prmkit.rl.policy_step import KLPenalty
 from prmkit.rl.rewards import FormatConfig, ImplicitConfig, LengthConfig, OutcomeConfig, RewardsConfig
 from prmkit.seeding import derive_seed
 

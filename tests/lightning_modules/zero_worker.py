@@ -23,7 +23,6 @@ from datamodules.sources import SourceConfig
 from datamodules.step_labels import StepLabelDataModule
 from lightning_modules.grpo import GRPO
 from lightning_modules.optimizers import OptimizerConfig
-from lightning_modules.policy_actor import KLPenalty
 from lightning_modules.policy_critic import CriticConfig
 from lightning_modules.ppo import PPO
 from lightning_modules.prm import PRM
@@ -31,6 +30,7 @@ from lightning_modules.sft import SFT
 from prmkit.models import LoraSpec, ModelSource
 from prmkit.models.sharding import whole_state_dict
 from prmkit.rl.advantages import GroupConfig
+from prmkit.rl.policy_step import KLPenalty
 from prmkit.rl.rewards import LengthConfig, OutcomeConfig, RewardsConfig
 
 CONFIG = {

@@ -11,6 +11,7 @@ from prmkit.rl.rewards.config import (
     build_rewards,
     register_reward,
 )
+from prmkit.rl.rewards.group_outcomes import GroupCounts, count_groups
 from prmkit.rl.rewards.mixture import BatchRewards, RewardMixture, RewardSum, WeightedPart
 from prmkit.rl.rewards.outcome import (
     FormatConfig,
@@ -21,6 +22,7 @@ from prmkit.rl.rewards.outcome import (
     OutcomeReward,
 )
 from prmkit.rl.rewards.process import PROCESS_FORMS, ProcessConfig, ProcessForm, ProcessReward, step_rewards
+from prmkit.rl.rewards.process_weight import ChangingWeight, ProcessWeight
 from prmkit.rl.rewards.records import Reward, RewardInput, RewardPart, step_ends, token_rewards
 from prmkit.rl.rewards.tokens import ImplicitConfig, ImplicitReward, KLConfig, KLReward
 
@@ -28,8 +30,10 @@ __all__ = [
     "PROCESS_FORMS",
     "REWARDS",
     "BatchRewards",
+    "ChangingWeight",
     "FormatConfig",
     "FormatReward",
+    "GroupCounts",
     "ImplicitConfig",
     "ImplicitReward",
     "KLConfig",
@@ -41,6 +45,7 @@ __all__ = [
     "ProcessConfig",
     "ProcessForm",
     "ProcessReward",
+    "ProcessWeight",
     "Reward",
     "RewardContext",
     "RewardInput",
@@ -51,6 +56,7 @@ __all__ = [
     "WeightConfig",
     "WeightedPart",
     "build_rewards",
+    "count_groups",
     "register_reward",
     "step_ends",
     "step_rewards",

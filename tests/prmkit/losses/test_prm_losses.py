@@ -4,14 +4,7 @@ import pytest
 import torch
 
 from prmkit.errors import ConfigError, DataError
-from prmkit.losses import (
-    hard_cross_entropy,
-    log_odds,
-    mean_squared_error,
-    pairwise,
-    soft_cross_entropy,
-    step_loss,
-)
+from prmkit.losses import hard_cross_entropy, log_odds, mean_squared_error, pairwise, soft_cross_entropy, step_loss
 
 LN2, LN3 = math.log(2.0), math.log(3.0)
 # p(right) = 3/4, 1/2, 1/4 once as (wrong, right) logits and once as log-odds.

@@ -7,13 +7,13 @@ from lightning.pytorch import Callback, Trainer
 
 from datamodules.experience import EvaluationConfig, ExperienceDataModule, IterationConfig
 from datamodules.prompts import PromptConfig
-from datamodules.rollout_engines import EngineOptions, VLLMRollouts
 from lightning_modules.grpo import GRPO
 from lightning_modules.optimizers import OptimizerConfig
 from prmkit.engines.vllm.options import CPU_TRIAL, VLLMOptions
 from prmkit.errors import ConfigError
 from prmkit.models import LoraSpec, ModelSource
 from prmkit.rl.advantages import GroupConfig
+from prmkit.rl.engines import EngineOptions, VLLMRollouts
 from prmkit.rl.rewards import LengthConfig, OutcomeConfig, RewardsConfig
 
 CONFIG = {"model_type": "qwen2", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -1,4 +1,4 @@
-"""What GRPO and PPO share: log-probabilities of the policy and its reference, the policy's loss, and its figures."""
+"""The policy's step: log-probabilities of the policy and its reference, and the policy's loss with its figures."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
-from prmkit.dist import summed
 from prmkit.errors import ConfigError
 from prmkit.losses import (
     CHUNK_LOGITS,
@@ -42,11 +39,10 @@ from prmkit.models import (
     plant_forest,
     resolve_folder,
 )
+from prmkit.rl.batches import PolicyBatch
 
 __all__ = [
     "KLPenalty",
-    "MetricWindow",
-    "PolicyEvaluation",
     "PolicyObjective",
     "PolicyScores",
     "PolicyStep",
@@ -183,7 +179,7 @@ def _score_forest(
     return PolicyScores(logprobs, entropy, states[edge_of])
 
 
-def policy_step(scores: PolicyScores, batch: Any, objective: PolicyObjective, kl_weight: float) -> PolicyStep:
+def policy_step(scores: PolicyScores, batch: PolicyBatch, objective: PolicyObjective, kl_weight: float) -> PolicyStep:
     """Surrogate + beta KL - entropy bonus of a PolicyBatch, all weighed by the surrogate's reduction.
 
     Args:
@@ -221,6 +217,7 @@ def policy_step(scores: PolicyScores, batch: Any, objective: PolicyObjective, kl
     if batch.reference_logprobs is not None:
         metrics["kl"] = MetricSum.over(kl_terms(scores.logprobs.detach(), batch.reference_logprobs), mask)
     if objective.kl.used:
+        assert batch.reference_logprobs is not None
         divergence = kl_loss(scores.logprobs, batch.reference_logprobs, mask, rows, objective.kl.estimator)
         total = total + kl_weight * divergence.loss_sum
     if objective.entropy_weight > 0.0:
@@ -228,7 +225,7 @@ def policy_step(scores: PolicyScores, batch: Any, objective: PolicyObjective, kl
     return PolicyStep(LossOutput(total, surrogate.loss.count), metrics)
 
 
-def loss_count(batch: Any, config: PolicyLossConfig) -> int:
+def loss_count(batch: PolicyBatch, config: PolicyLossConfig) -> int:
     """Items that the surrogate of a PolicyBatch is divided by."""
     rows = row_weights(
         config.reduction,
@@ -308,44 +305,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was)
-
-
-class MetricWindow:
-    """Figures of the loss since the last optimiser step, and those of the iteration that has begun."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, MetricSum] = {}
-        self._report: dict[str, float] = {}
-
-    def add(self, metrics: Mapping[str, MetricSum], report: Mapping[str, float] | None) -> None:
-        """Count one micro-batch."""
-        for name, figure in metrics.items():
-            self._sums[name] = self._sums[name] + figure if name in self._sums else figure
-        self._report.update(report or {})
-
-    def pop(self) -> tuple[dict[str, MetricSum], dict[str, float]]:
-        """Figures over all ranks, and the iteration's; start anew. Collective."""
-        names = sorted(self._sums)
-        found: dict[str, MetricSum] = {}
-        if names:  # the same on every rank
-            stacked = torch.stack([torch.stack([self._sums[n].total.double(), self._sums[n].count]) for n in names])
-            found = {n: MetricSum(row[0], row[1].long()) for n, row in zip(names, summed(stacked), strict=True)}
-        report = self._report
-        self._sums, self._report = {}, {}
-        return found, report
-
-
-class PolicyEvaluation(nn.Module):
-    """Means over the solutions of EvalBatches: pass@1, length, steps, share cut off."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.means = nn.ModuleDict({name: MeanMetric() for name in ("pass_at_1", "length", "steps", "truncated")})
-
-    def record(self, module: LightningModule, batch: Any, stage: str) -> None:
-        """Count a batch, and log the means under the names of a stage."""
-        values = {"pass_at_1": batch.right, "length": batch.length, "steps": batch.steps, "truncated": batch.truncated}
-        for name, value in values.items():
-            self.means[name].update(value)  # type: ignore[operator]
-        for name, mean in self.means.items():
-            module.log(f"{stage}/{name}", cast(MeanMetric, mean), on_step=False, on_epoch=True)

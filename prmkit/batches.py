@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "PRMBatch", "PairBatch", "SFTBatch"]
+__all__ = ["Batch", "PRMBatch", "PairBatch", "SFTBatch", "TensorBatch"]
 
 
 class Batch(Protocol):
@@ -43,7 +43,7 @@ class Batch(Protocol):
 
 
 @dataclass(eq=False, kw_only=True)
-class _TensorRecord:
+class TensorBatch:
     """Moves all tensor fields at once.
 
     Attributes:
@@ -74,7 +74,7 @@ class _TensorRecord:
 
 
 @dataclass(eq=False, kw_only=True)
-class SFTBatch(_TensorRecord):
+class SFTBatch(TensorBatch):
     """Questions with solutions, for next-token prediction of the solutions.
 
     Attributes:
@@ -97,7 +97,7 @@ class SFTBatch(_TensorRecord):
 
 
 @dataclass(eq=False, kw_only=True)
-class PRMBatch(_TensorRecord):
+class PRMBatch(TensorBatch):
     """Solutions with labels at the ends of their steps.
 
     Attributes:

@@ -1,7 +1,6 @@
-"""The rollout worker of a data module: samples with the module's policy, has solutions judged, fills in the rest.
+"""From prompts to experience: samples with the policy that is trained, has solutions judged, fills in the rest.
 
-The engine reads the weights of the module that is trained again before every use, so that nothing is sampled from an
-older policy. What is asked of the module is in `Learner`.
+The engine reads the learner's weights again before every use, so that nothing is sampled from an older policy.
 """
 
 from __future__ import annotations
@@ -14,151 +13,55 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from datamodules.experience_ahead import Sampled, SamplingAhead, check_ahead, timed
-from datamodules.experience_records import EvalBatch, Experience, Sums, make_experience
-from datamodules.prompts import PromptStream
-from datamodules.rollout_engines import EngineOptions, RolloutEngine, open_rollout_engine
-from datamodules.rollout_signs import RolloutSigns
 from prmkit.dist import gathered, rank, world_size
 from prmkit.engines import HFEngine
-from prmkit.errors import ConfigError, DataError, StepFormatError
-from prmkit.formats.bound import BoundStepFormat
-from prmkit.formats.presets import get_step_format
+from prmkit.errors import ConfigError
 from prmkit.formats.spec import StepFormat
-from prmkit.models import PRMModel, resolve_folder
-from prmkit.protocols import Engine, Grader, StepScorer
+from prmkit.models import PRMModel
+from prmkit.protocols import Engine, StepScorer, Task, VerifiableTask
 from prmkit.records import Problem, SamplingParams
-from prmkit.rl.rewards import OutcomeConfig, RewardsConfig
-from prmkit.rl.rollouts import DynamicSampling, Group, Judge, Rollout, has_signal, roll_out, rollout_sums
+from prmkit.rl.ahead import Sampled, SamplingAhead, check_ahead, timed
+from prmkit.rl.batches import EvalBatch, Experience, Sums, make_experience
+from prmkit.rl.engines import EngineOptions, RolloutEngine, open_rollout_engine
+from prmkit.rl.learner import Learner
+from prmkit.rl.prm_source import PRMSource
+from prmkit.rl.rewards import GroupCounts, OutcomeConfig, RewardsConfig
+from prmkit.rl.rollouts import (
+    DynamicSampling,
+    Group,
+    Judge,
+    Rollout,
+    group_outcomes,
+    has_signal,
+    lucky_sums,
+    roll_out,
+    rollout_sums,
+)
+from prmkit.rl.signs import RolloutSigns
 from prmkit.scoring import PRMScorer
-from prmkit.scoring.ensemble import PESSIMISMS, EnsembleScorer, Pessimism
+from prmkit.scoring.ensemble import EnsembleScorer
 from prmkit.seeding import derive_seed
-from prmkit.weights import check_kind
 
-__all__ = ["EngineOptions", "Learner", "PRMSource", "RolloutWorker", "WorkerOptions"]
+__all__ = ["Collector", "CollectorOptions", "Prompts"]
 
 logger = logging.getLogger(__name__)
 
 
-class Learner(Protocol):
-    """What the data module asks of a LightningModule that optimises a policy.
+class Prompts(Protocol):
+    """An endless sequence of problems by number, the same on every rank."""
 
-    Attributes:
-        model: causal language model that is trained.
-        bound_format: its step format in its tokenizer's ids.
-        group_size: solutions a prompt, at least 1.
-        temperature: the policy is softmax(logits / temperature); solutions are sampled from it.
-        skips_silent: its gradient comes from advantages alone: rows without any need not be computed. Asked once the
-            models are built.
-    """
-
-    model: nn.Module
-    bound_format: BoundStepFormat
-    group_size: int
-    temperature: float
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def skips_silent(self) -> bool: ...
-
-    def require_reference(self) -> None:
-        """Something needs log-probabilities of the reference policy; called before the models are built."""
-        ...
-
-    def require_implicit(self, beta: float) -> None:
-        """The rewards hold those of an implicit PRM, of scale beta; called before the models are built."""
-        ...
-
-    def reference_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
-        """[B, T] log-probabilities under the reference where `written` is True, 0 elsewhere; no gradient."""
-        ...
-
-    def implicit_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
-        """The same under the implicit PRM as it is now."""
-        ...
-
-    def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
-        """Fields of Experience, [B, T] each, that the loss needs from before the first optimiser step of an iteration.
-
-        `single_update`: the iteration has one optimiser step, so that log-probabilities at its beginning are those of
-        the forward pass itself.
-        """
-        ...
-
-    def advantages(self, experience: Any) -> tuple[dict[str, Tensor], Sums]:
-        """Fields `advantages` (and `returns`) of an Experience, and figures for the logs. Collective."""
-        ...
-
-    def loss_count(self, batch: Any) -> int:
-        """Items that a PolicyBatch's policy loss is divided by."""
-        ...
-
-
-@dataclass(frozen=True)
-class PRMSource:
-    """The process reward model that scores rollouts, or several that score together.
-
-    Attributes:
-        path: model folder or hub name; a list of them is an ensemble.
-        step_format: preset, file or folder in place of the models' own; None reads their `step_format.json`.
-        dtype: type of the weights.
-        max_batch_tokens: tokens computed at once at most.
-        pessimism: score of a step from those of an ensemble: "min"; "mean-std", the mean less one standard deviation;
-            "mean".
-    """
-
-    path: str | list[str]
-    step_format: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_batch_tokens: int = 8192
-    pessimism: Pessimism = "min"
-
-    def __post_init__(self) -> None:
-        if not self.paths:
-            raise ConfigError("data.prm.path", self.path, "at least one PRM")
-        if self.pessimism not in PESSIMISMS:
-            raise ConfigError("data.prm.pessimism", self.pessimism, " | ".join(PESSIMISMS))
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Of all PRMs."""
-        return (self.path,) if isinstance(self.path, str) else tuple(self.path)
-
-    def checked_formats(self, policy: BoundStepFormat) -> tuple[StepFormat, ...]:
-        """The step format of every PRM, once it is known to mean the same by a step as the policy's.
-
-        Raises:
-            ConfigError: a model is a policy.
-            DataError: no such model.
-            StepFormatError: a PRM was trained on steps that end otherwise than the policy's.
-        """
-        return tuple(self._checked_format(path, policy) for path in self.paths)
-
-    def _checked_format(self, path: str, policy: BoundStepFormat) -> StepFormat:
-        folder = resolve_folder(path)
-        check_kind("data.prm.path", path, folder, "prm")
-        spec = StepFormat.load(folder) if self.step_format is None else get_step_format(self.step_format)
-        theirs, ours = spec.policy.separator, policy.spec.policy.separator
-        if theirs != ours:
-            raise StepFormatError(
-                f"data.prm.path {path}: its step format {spec.name!r} ends steps with {theirs!r}, the policy's "
-                f"({policy.spec.name!r}) with {ours!r}. Take a PRM trained on the policy's steps, or set "
-                f"data.prm.step_format when its file is wrong."
-            )
-        return spec
+    def __getitem__(self, number: int) -> Problem: ...
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """Settings of the data module that its worker needs; see there.
+class CollectorOptions:
+    """Settings of collection; see `datamodules.experience.ExperienceDataModule`.
 
     Attributes:
         groups: prompts of this rank in an iteration.
@@ -176,14 +79,14 @@ class WorkerOptions:
     seed: int
 
 
-class RolloutWorker:
+class Collector:
     """Samples, judges, scores. Made once the models are built; every rank has its own.
 
     Args:
         learner: the module that is trained.
-        grader: judges answers.
+        task: its grader judges answers; where it can check steps, right answers are checked for luck.
         precision: makes the context that the trainer's forward passes run in.
-        options: see WorkerOptions.
+        options: see CollectorOptions.
 
     Attributes:
         rollouts: of the last iteration on this rank, kept groups only.
@@ -197,11 +100,12 @@ class RolloutWorker:
     def __init__(
         self,
         learner: Learner,
-        grader: Grader,
+        task: Task,
         precision: Callable[[], AbstractContextManager[Any]],
-        options: WorkerOptions,
+        options: CollectorOptions,
     ) -> None:
-        self._learner, self._precision, self._options = learner, precision, options
+        self._learner, self._task, self._precision, self._options = learner, task, precision, options
+        grader = task.grader
         self._signs = RolloutSigns(learner.bound_format, grader)
         self._resources = ExitStack()
         if isinstance(grader, AbstractContextManager):
@@ -225,7 +129,7 @@ class RolloutWorker:
         """End the grader's processes, and the engine."""
         self._resources.close()
 
-    def sample_ahead(self, stream: PromptStream) -> None:
+    def sample_ahead(self, stream: Prompts) -> None:
         """From now on sample every iteration but the first while the one before is trained on. Collective."""
         if self._options.engine.kind != "hf":
             raise ConfigError("data.engine.kind", self._options.engine.kind, "hf, with data.ahead")
@@ -236,9 +140,7 @@ class RolloutWorker:
         self.ahead = SamplingAhead(self._learner.model, self._new_engine, sample)
         self._resources.callback(self.ahead.close)
 
-    def collect(
-        self, stream: PromptStream, position: int, version: int, last: bool = False
-    ) -> tuple[Experience, Sums, int]:
+    def collect(self, stream: Prompts, position: int, version: int, last: bool = False) -> tuple[Experience, Sums, int]:
         """This rank's experience of an iteration, with advantages. Collective.
 
         Args:
@@ -253,25 +155,36 @@ class RolloutWorker:
         start = time.perf_counter()
         sampled = self._sampled(stream, position, version)
         waited = time.perf_counter() - start
-        groups, drawn, position, seconds = sampled.kept, sampled.drawn, sampled.position, sampled.seconds
+        groups, drawn, position = sampled.kept, sampled.drawn, sampled.position
         if self.ahead is not None and not last:
             self.ahead.begin(position, version)
         self.rollouts = [rollout for group in groups for rollout in group]
         self._signs.look([rollout for group in drawn for rollout in group])
-        sums = rollout_sums(rollout for group in drawn for rollout in group)
-        sums["dropped"] = (float(len(drawn) - len(groups)), len(drawn))
-        tokens = sum(len(rollout.token_ids) for group in drawn for rollout in group)
-        sums["tokens_per_second"] = (tokens * world_size() / seconds, 1)
-        sums["sampling_seconds"] = (seconds, 1)
+        sums = self._sums(sampled)
         if self.ahead is not None:
             sums["waiting_seconds"] = (waited, 1)
             sums["staleness"] = (float(version - sampled.version), 1)
         outcome = self._options.rewards.outcome
+        counts = GroupCounts() if outcome is None else group_outcomes(drawn, outcome.right)
+        sums |= self._learner.begin_iteration(version, counts)
         experience = make_experience(self.rollouts, self._pad_id, None if outcome is None else outcome.right)
         experience = experience.filled(self._scored(experience))
         filled, found = self._learner.advantages(experience)
         sums["scoring_seconds"] = (time.perf_counter() - start - waited, 1)
         return experience.filled(filled), {**sums, **found}, position
+
+    def _sums(self, sampled: Sampled) -> Sums:
+        """Figures of an iteration's samples."""
+        rollouts = [rollout for group in sampled.drawn for rollout in group]
+        sums = rollout_sums(rollouts)
+        sums["dropped"] = (float(len(sampled.drawn) - len(sampled.kept)), len(sampled.drawn))
+        tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+        sums["tokens_per_second"] = (tokens * world_size() / sampled.seconds, 1)
+        sums["sampling_seconds"] = (sampled.seconds, 1)
+        outcome = self._options.rewards.outcome
+        if outcome is not None and isinstance(self._task, VerifiableTask):
+            sums["lucky"] = lucky_sums(rollouts, outcome.right, self._task)
+        return sums
 
     def evaluate(self, problems: Sequence[Problem], numbers: range, samples: int, temperature: float) -> EvalBatch:
         """Solutions of some problems, judged; a problem whose prompt is too long counts as wrong."""
@@ -347,7 +260,7 @@ class RolloutWorker:
             weight_version=version,
         )
 
-    def _sampled(self, stream: PromptStream, position: int, version: int) -> Sampled:
+    def _sampled(self, stream: Prompts, position: int, version: int) -> Sampled:
         """Groups of the iteration that begins: sampled ahead where that was begun, else now."""
         found = None if self.ahead is None else self.ahead.take(position)
         if found is not None:
@@ -358,7 +271,7 @@ class RolloutWorker:
         self._rest()
         return sampled
 
-    def _waves(self, engine: Engine, stream: PromptStream, position: int) -> tuple[list[Group], list[Group], int]:
+    def _waves(self, engine: Engine, stream: Prompts, position: int) -> tuple[list[Group], list[Group], int]:
         """Kept groups in the order of prompts, all groups drawn, and the new position."""
         options, own = self._options, rank()
         kept: list[Group] = []
@@ -450,21 +363,3 @@ class RolloutWorker:
                 whole = found.setdefault(name, torch.zeros(mask.shape))
                 whole[rows, :width] = values.float().cpu()
         return found
-
-
-def check_prompts(problems: Sequence[Problem], fits: Callable[[Problem], bool], longest: int) -> list[Problem]:
-    """Problems whose prompt leaves room for a solution; warns of the others with numbers. DataError for none."""
-    fitting = [problem for problem in problems if fits(problem)]
-    excluded = len(problems) - len(fitting)
-    if not fitting:
-        raise DataError(
-            f"data.prompts: all {excluded} prompts are longer than {longest} ids, the model's context less "
-            f"data.max_tokens. Lower data.max_tokens, or take other problems."
-        )
-    if excluded:
-        first = next(problem.id for problem in problems if not fits(problem))
-        logger.warning(
-            "prompts: %d of %d left out: longer than %d ids, the model's context less max_tokens (for example %s)",
-            excluded, len(problems), longest, first,
-        )  # fmt: skip
-    return fitting

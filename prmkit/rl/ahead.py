@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from prmkit.engines.inprocess.fused import can_fuse
 from prmkit.errors import ConfigError
 from prmkit.models.lora import merged_state_dict
 from prmkit.protocols import Engine
+from prmkit.rl.learner import Learner
 from prmkit.rl.rewards import RewardsConfig
 from prmkit.rl.rollouts import Group
 
@@ -124,19 +125,19 @@ def timed(waves: Callable[[Engine, int], tuple[list[Group], list[Group], int]]) 
     return sample
 
 
-def check_ahead(learner: Any, rewards: RewardsConfig) -> None:
+def check_ahead(learner: Learner, rewards: RewardsConfig) -> None:
     """Refuse what cannot be sampled ahead, or would be wrong. Called once the models are built.
 
     Raises:
         ConfigError: no importance correction; rewards that need the policy under training; an architecture whose
             engine computes with the very weights that are trained.
     """
-    if learner.objective.correction is None:
+    if not learner.corrects:
         raise ConfigError("model.correction", None, "an importance correction, with data.ahead")
     for name in ("kl", "implicit"):
         if getattr(rewards, name) is not None:
             raise ConfigError(f"data.rewards.{name}", getattr(rewards, name), "None, with data.ahead")
-    if not can_fuse(learner.model.base_model):
+    if not can_fuse(cast(nn.Module, learner.model.base_model)):
         raise ConfigError(
             "data.ahead", True, f"False for {type(learner.model).__name__}: its engine has no weights of its own"
         )

@@ -10,21 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.batches import _TensorRecord
+from prmkit.batches import TensorBatch
 from prmkit.losses import group_totals
 from prmkit.rl.advantages import spread_steps, step_index
 from prmkit.rl.rewards import Reward, step_ends, token_rewards
 from prmkit.rl.rollouts import Rollout
 
-__all__ = ["EvalBatch", "Experience", "PolicyBatch", "empty_batch", "make_experience"]
+__all__ = [
+    "EvalBatch",
+    "Experience",
+    "OfflineBatch",
+    "PolicyBatch",
+    "Sums",
+    "empty_batch",
+    "filled_in",
+    "make_experience",
+]
 
 Sums = dict[str, tuple[float, int]]
+"""Figures for the logs: by name, a sum over items and how many there are."""
 
 _OF_CRITICS = ("old_values", "returns", "old_step_values", "step_returns", "step_starts")
 
 
 @dataclass(eq=False, kw_only=True)
-class PolicyBatch(_TensorRecord):
+class PolicyBatch(TensorBatch):
     """Solutions for one micro-batch of policy optimisation. B rows, T tokens.
 
     Attributes:
@@ -68,7 +78,7 @@ class PolicyBatch(_TensorRecord):
 
 
 @dataclass(eq=False, kw_only=True)
-class EvalBatch(_TensorRecord):
+class EvalBatch(TensorBatch):
     """Solutions sampled for validation, judged. B rows.
 
     Attributes:
@@ -81,6 +91,30 @@ class EvalBatch(_TensorRecord):
     length: Tensor
     steps: Tensor
     truncated: Tensor
+
+
+@dataclass(eq=False, kw_only=True)
+class OfflineBatch(TensorBatch):
+    """Solutions of a fixed data set. Of P pairs, rows 0 .. P - 1 are chosen and rows P .. 2P - 1 rejected.
+
+    Attributes:
+        input_ids: [B, T] long, padded on the right.
+        attention_mask: [B, T] bool.
+        action_mask: [B, T] bool, True on tokens that count.
+        advantages: [B] float32; 0 for pairs.
+        pairs: P; 0 for solutions with advantages.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    action_mask: Tensor
+    advantages: Tensor
+    pairs: int = 0
+
+    @property
+    def count(self) -> int:
+        """Pairs, or tokens that count."""
+        return self.pairs or int(self.action_mask.sum())
 
 
 @dataclass(eq=False, kw_only=True)
@@ -132,8 +166,13 @@ class Experience:
     @property
     def dense_rewards(self) -> Tensor:
         """[N, T] rewards of tokens, and of steps at each step's last token; what whole solutions earn is not there."""
+        return self.own_rewards + self.step_end_rewards
+
+    @property
+    def step_end_rewards(self) -> Tensor:
+        """[N, T] rewards of steps at each step's last token."""
         ends = self.index != torch.nn.functional.pad(self.index[:, 1:], (0, 1), value=-1)
-        return self.own_rewards + torch.where(ends, spread_steps(self.step_rewards, self.index), 0.0)
+        return torch.where(ends, spread_steps(self.step_rewards, self.index), 0.0)
 
     def filled(self, values: dict[str, Tensor]) -> Experience:
         """A copy with further fields."""
@@ -156,6 +195,12 @@ class Experience:
         ids = tuple(f"{int(self.groups[row])}/{row}" for row in rows)
         right = self.right[chosen]
         return PolicyBatch(ids=ids, right=right, group_tokens=tokens[chosen], group_rows=members[chosen], **values)
+
+
+def filled_in(field: Tensor | None) -> Tensor:
+    """A field of an Experience or PolicyBatch that the learner's settings have had filled in."""
+    assert field is not None
+    return field
 
 
 def empty_batch(like: Experience, pad_id: int) -> PolicyBatch:
