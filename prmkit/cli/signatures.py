@@ -8,13 +8,12 @@ unknown `**kwargs` is `open`; both are left to the real parser, which imports th
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from prmkit.cli.source_modules import Module, find, module_of, resolve
 from prmkit.plugins import Catalogue, import_attribute
 
 __all__ = [
@@ -133,18 +132,10 @@ class Signature:
         return Setting(_union(Record(f"{kind.__module__}.{kind.__qualname__}"), Plain("null")), False)
 
 
-@dataclass
-class _Module:
-    """The names at the top of a source file: a definition, or (module, name) of an import."""
-
-    name: str
-    names: dict[str, ast.AST | tuple[str, str]] = field(default_factory=dict)
-
-
 @cache
 def signature(path: str) -> Signature | None:
     """The signature of a class by its import path; None when its source is not found."""
-    found = _find(path)
+    found = find(path)
     if found is None:
         return None
     module, node = found
@@ -157,13 +148,13 @@ def signature(path: str) -> Signature | None:
 def exists(path: str) -> bool | None:
     """Whether a dotted path names something in a module; None when that cannot be told from sources."""
     module, _, name = path.rpartition(".")
-    loaded = _module(module)
+    loaded = module_of(module)
     if loaded is None:
         return None
     return any(known in loaded.names for known in (name, "*", "__getattr__"))
 
 
-def _settings(module: _Module, node: ast.ClassDef, seen: frozenset[str]) -> tuple[dict[str, Setting], bool]:
+def _settings(module: Module, node: ast.ClassDef, seen: frozenset[str]) -> tuple[dict[str, Setting], bool]:
     if node.name in seen:
         return {}, True
     seen = seen | {node.name}
@@ -177,7 +168,7 @@ def _settings(module: _Module, node: ast.ClassDef, seen: frozenset[str]) -> tupl
     return {}, bool(node.bases)
 
 
-def _fields(module: _Module, node: ast.ClassDef, seen: frozenset[str]) -> tuple[dict[str, Setting], bool]:
+def _fields(module: Module, node: ast.ClassDef, seen: frozenset[str]) -> tuple[dict[str, Setting], bool]:
     found: dict[str, Setting] = {}
     is_open = False
     for base in _bases(module, node):
@@ -194,7 +185,7 @@ def _fields(module: _Module, node: ast.ClassDef, seen: frozenset[str]) -> tuple[
     return found, is_open
 
 
-def _catalogue_of(module: _Module, node: ast.ClassDef) -> Named | None:
+def _catalogue_of(module: Module, node: ast.ClassDef) -> Named | None:
     """The catalogue that a record takes parts of by name: its `catalogue: ClassVar[...] = CATALOGUE`."""
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and getattr(statement.target, "id", "") == "catalogue":
@@ -202,9 +193,9 @@ def _catalogue_of(module: _Module, node: ast.ClassDef) -> Named | None:
     return None
 
 
-def _catalogue(module: _Module, node: ast.AST | None) -> Named | None:
+def _catalogue(module: Module, node: ast.AST | None) -> Named | None:
     """The catalogue that a name stands for; None for anything else."""
-    found = _resolve(module, ast.unparse(node)) if isinstance(node, (ast.Name, ast.Attribute)) else None
+    found = resolve(module, ast.unparse(node)) if isinstance(node, (ast.Name, ast.Attribute)) else None
     owner, assigned = found if found is not None else (module, None)
     if not isinstance(assigned, (ast.Assign, ast.AnnAssign)):
         return None
@@ -226,7 +217,7 @@ def _has_default(value: ast.AST) -> bool:
 
 
 def _arguments(
-    module: _Module, node: ast.ClassDef, function: ast.FunctionDef, seen: frozenset[str]
+    module: Module, node: ast.ClassDef, function: ast.FunctionDef, seen: frozenset[str]
 ) -> tuple[dict[str, Setting], bool]:
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args][1:]
@@ -246,13 +237,13 @@ def _arguments(
     return found, is_open
 
 
-def _bases(module: _Module, node: ast.ClassDef) -> Iterator[tuple[_Module, ast.ClassDef] | None]:
+def _bases(module: Module, node: ast.ClassDef) -> Iterator[tuple[Module, ast.ClassDef] | None]:
     for base in node.bases:
         expression = base.value if isinstance(base, ast.Subscript) else base
         name = ast.unparse(expression)
         if name in ("object", "Protocol", "Generic", "ABC"):
             continue
-        found = _resolve(module, name)
+        found = resolve(module, name)
         yield found if found is not None and isinstance(found[1], ast.ClassDef) else None  # type: ignore[misc]
 
 
@@ -265,7 +256,7 @@ def _called(node: ast.AST) -> str:
     return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
-def _kind(module: _Module, node: ast.AST | None, depth: int = 0) -> Kind:
+def _kind(module: Module, node: ast.AST | None, depth: int = 0) -> Kind:
     """The kind that an annotation stands for."""
     if node is None or depth > 20:
         return ANYTHING
@@ -295,7 +286,7 @@ def _kind(module: _Module, node: ast.AST | None, depth: int = 0) -> Kind:
     return ANYTHING
 
 
-def _subscript(module: _Module, node: ast.Subscript, depth: int) -> Kind:
+def _subscript(module: Module, node: ast.Subscript, depth: int) -> Kind:
     name = _called(node)
     inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     if name == "Optional":
@@ -317,8 +308,8 @@ def _subscript(module: _Module, node: ast.Subscript, depth: int) -> Kind:
     return ANYTHING
 
 
-def _named(module: _Module, name: str, depth: int) -> Kind:
-    found = _resolve(module, name)
+def _named(module: Module, name: str, depth: int) -> Kind:
+    found = resolve(module, name)
     if found is None:
         return ANYTHING
     owner, node = found
@@ -342,85 +333,3 @@ def _union(*members: Kind) -> Kind:
     if ANYTHING in flat or not flat:
         return ANYTHING
     return next(iter(flat)) if len(flat) == 1 else Union(tuple(flat))
-
-
-# -- sources ----------------------------------------------------------------------------------------------------------
-
-
-def _find(path: str) -> tuple[_Module, ast.AST] | None:
-    module, _, name = path.rpartition(".")
-    loaded = _module(module) if module else None
-    return None if loaded is None else _resolve(loaded, name)
-
-
-def _resolve(module: _Module, name: str, depth: int = 0) -> tuple[_Module, ast.AST] | None:
-    """The definition behind a name in a module, imports followed."""
-    first, _, rest = name.partition(".")
-    found = module.names.get(first)
-    if found is None or depth > 20:
-        return None
-    if not isinstance(found, tuple):
-        return None if rest else (module, found)
-    source, attribute = found
-    if not attribute:  # `import a.b as name`
-        return _find(f"{source}.{rest}") if rest else None
-    loaded = _module(source)
-    if loaded is not None and attribute in loaded.names:
-        return _resolve(loaded, f"{attribute}.{rest}" if rest else attribute, depth + 1)
-    return _find(f"{source}.{attribute}.{rest}") if rest else None
-
-
-@cache
-def _module(name: str) -> _Module | None:
-    file = _source_file(name)
-    if file is None:
-        return None
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return None
-    module = _Module(name)
-    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    _collect(module, package, tree.body)
-    return module
-
-
-def _collect(module: _Module, package: str, body: list[ast.stmt]) -> None:
-    for node in body:
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            module.names[node.name] = node
-        elif isinstance(node, ast.Assign):
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    module.names[target.id] = node
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            module.names[node.target.id] = node
-        elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")
-            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
-            source = ".".join(part for part in (base, node.module) if part)
-            module.names |= {alias.asname or alias.name: (source, alias.name) for alias in node.names}
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                first = alias.name.partition(".")[0]
-                module.names[alias.asname or first] = (alias.name if alias.asname else first, "")
-        else:
-            for inner in ("body", "handlers", "orelse"):
-                found = getattr(node, inner, [])
-                for part in found:
-                    _collect(module, package, part.body if isinstance(part, ast.ExceptHandler) else [part])
-
-
-def _source_file(name: str) -> Path | None:
-    first, *rest = name.split(".")
-    spec = next(filter(None, (finder.find_spec(first, None) for finder in sys.meta_path)), None)
-    if spec is None:
-        return None
-    if not rest:
-        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
-    for root in spec.submodule_search_locations or ():
-        place = Path(root, *rest)
-        for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
-            if file.is_file():
-                return file
-    return None
