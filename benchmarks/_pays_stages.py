@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,14 @@ class Lab:
 
     def labels(self, policy: Path, low: int = 4, high: int = 7, problems: int = 1500, *more: str) -> Path:
         """OmegaPRM's labels on problems of low to high operations."""
-        arguments = ("--policy", str(policy), "--task_options", json.dumps(options(low, high)), "--seed", str(self.seed))
+        arguments = (
+            "--policy",
+            str(policy),
+            "--task_options",
+            json.dumps(options(low, high)),
+            "--seed",
+            str(self.seed),
+        )
         arguments += ("--limit", str(problems), "--sampling.max_tokens", str(6 * high + 4), "--workers", "1", *more)
 
         def work(folder: Path) -> dict[str, Any]:
@@ -80,6 +88,24 @@ class Lab:
             return dict(read_json(folder / "labels.jsonl.report.json"))
 
         return self.stage(f"labels-{low}-{high}", [_text("annotate"), arguments], work)[0] / "labels.jsonl"
+
+    def shuffled(self, labels: Path) -> Path:
+        """The same labels, each dealt to another solution of as many steps: a PRM can learn from them only how often
+        steps are wrong."""
+
+        def work(folder: Path) -> dict[str, Any]:
+            rows = [json.loads(line) for line in labels.read_text().splitlines()]
+            by_steps: dict[int, list[int]] = {}
+            for number, row in enumerate(rows):
+                by_steps.setdefault(len(row["steps"]), []).append(number)
+            rng, dealt = random.Random(self.seed), [dict(row) for row in rows]
+            for places in by_steps.values():
+                for place, other in zip(places, rng.sample(places, len(places)), strict=True):
+                    dealt[place] |= {name: rows[other][name] for name in ("values", "rollouts", "correct")}
+            (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dealt))
+            return {"labels": len(dealt)}
+
+        return self.stage("shuffled", str(labels), work)[0] / "labels.jsonl"
 
     def prm(self, policy: Path, labels: Sequence[Path], *more: str) -> Path:
         """The demo's PRM on labels."""
@@ -99,8 +125,14 @@ class Lab:
         key = [str(policy), operations, split, count, n]
         return self.stage(f"traces-{operations}", key, work)[0] / "traces.jsonl"
 
-    def scores(self, prms: Sequence[Path], traces: Path) -> dict[str, Any]:
-        """A PRM's (several PRMs': the minimum's) scores of traces: `scores.json` in the stage's folder."""
+    def examined(self, policy: Path, operations: int, split: str, count: int, n: int) -> dict[str, Any]:
+        """What `sample` says of a policy."""
+        traces = self.traces(policy, operations, split, count, n)
+        figures = dict(read_json(traces.parent / "result.json")["result"])
+        return {name: figures[name] for name in ("pass_at_1", "se", "steps_right", "lucky")}
+
+    def scores(self, prms: Sequence[Path], traces: Path) -> list[Any]:
+        """[PRMs][traces][steps] scores of traces."""
 
         def work(folder: Path) -> dict[str, Any]:
             write_json(folder / "scores.json", judge(prms, traces))
@@ -109,10 +141,19 @@ class Lab:
         folder, _ = self.stage("scores", [list(map(str, prms)), str(traces)], work)
         return list(read_json(folder / "scores.json"))
 
-    def rl(self, name: str, policy: Path, operations: int, arguments: Sequence[str], updates: int = 30) -> dict[str, Any]:
+    def rl(
+        self, name: str, policy: Path, operations: int, arguments: Sequence[str], updates: int = 30
+    ) -> dict[str, Any]:
         """GRPO from a policy; its diary by update, and `folder`. Validation is on programs of so many operations."""
         where = {"task": "accumulator", "task_options": options(operations, operations)}
-        settings = ["--seed_everything", str(self.seed), "--trainer.logger", "false", "--trainer.max_epochs", str(updates)]
+        settings = [
+            "--seed_everything",
+            str(self.seed),
+            "--trainer.logger",
+            "false",
+            "--trainer.max_epochs",
+            str(updates),
+        ]
         settings += ["--trainer.enable_progress_bar", "false", "--model.source.path", str(policy), *NO_CHECKPOINTS]
         settings += ["--data.prompts", json.dumps({**where, "split": "train", "offset": 20000, "count": 4000})]
         settings += ["--data.validation", json.dumps({**where, "split": "validation", "offset": 1000, "count": 200})]
