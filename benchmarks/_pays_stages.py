@@ -211,7 +211,7 @@ def _row(rollout: Any, task: Any) -> dict[str, Any]:
         "steps": steps,
         "right": list(task.check(rollout.problem, steps)),
         "correct": bool(rollout.parts["outcome"]),
-        "finished": rollout.trace.finish_reason == "stop",
+        "finished": rollout.trace.finish == "stop",
     }
 
 
