@@ -70,5 +70,8 @@ benchmarks: setup ## the measurements of benchmarks/, one after the other
 	$(BIN)/python benchmarks/preemption.py
 	$(BIN)/python benchmarks/scale.py
 
+pays: setup ## where the PRM pays: the headline's picture, seed 0
+	$(BIN)/python benchmarks/pays.py --seeds 0
+
 clean: ## remove what was built, not the environment or runs/
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -27,10 +27,15 @@ import sys
 # A neighbour of this file has the name of the package `registry`; the folder, which Python puts first, comes last.
 sys.path.append(sys.path.pop(0))
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same figures on every number of cores
+
 import argparse
 import json
 import math
 import statistics
+import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +46,7 @@ from _pays_rewards import REWARDS, Reward
 from _pays_stages import Lab, options
 from _pays_transfer import transfer
 
+from prmkit.errors import PrmkitError
 from prmkit.io import read_json
 
 UPDATES, SOLUTIONS, LEVEL = 30, 256, 0.8
@@ -174,18 +180,38 @@ def _ratios(runs: dict[str, dict[str, Any]], length: str) -> dict[str, float]:
     }
 
 
+def train_side_by_side(lab: Lab, lengths: Sequence[int], rewards: Sequence[str]) -> None:
+    """Train in two processes: rewards that need no PRM in one of them; in the other the PRM and what it rewards."""
+    lab.policy()
+    fixed = [sys.executable, __file__, "--seeds", str(lab.seed), "--lengths", *map(str, lengths), "--out", str(lab.out)]
+    sides = [[name for name in rewards if bool(REWARDS[name].prm) is with_prm] for with_prm in (False, True)]
+    running = [subprocess.Popen([*fixed, "--train_only", "--rewards", *side]) for side in sides if side]
+    statuses = [process.wait() for process in running]
+    if any(statuses):
+        raise PrmkitError(f"a training of seed {lab.seed} failed; its output is above")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lengths", type=int, nargs="+", default=[24])
     parser.add_argument("--rewards", nargs="+", choices=REWARDS, default=list(HEADLINE))
     parser.add_argument("--out", type=Path, default=Path("runs/pays"), help="folder of the runs")
+    parser.add_argument("--train_only", action="store_true", help="train, in this process; write no results")
     parser.add_argument("--picture", type=Path, default=DOCS, help="folder of the pictures")
     arguments = parser.parse_args()
+    if arguments.train_only:
+        for seed in arguments.seeds:
+            lab = Lab(arguments.out, seed)
+            for length in arguments.lengths:
+                for name in arguments.rewards:
+                    train(name, lab, lab.policy(), length)
+        return
     known = read_json(RESULTS_OF)["figures"]["runs"] if RESULTS_OF.is_file() else {}
     runs = {seed: run for seed, run in known.items() if int(seed) not in arguments.seeds}
     for seed in arguments.seeds:
         before = known.get(str(seed), {})
+        train_side_by_side(Lab(arguments.out, seed), arguments.lengths, arguments.rewards)
         runs[str(seed)] = measure(Lab(arguments.out, seed), arguments.lengths, arguments.rewards, before)
     figures = summary(runs)
     print(json.dumps(figures, indent=2))
