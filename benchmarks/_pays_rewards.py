@@ -8,7 +8,7 @@ from typing import Literal
 
 __all__ = ["REWARDS", "Reward"]
 
-PRMKind = Literal["", "own", "shuffled", "ensemble", "other"]
+PRMKind = Literal["", "own", "short", "shuffled", "other"]
 
 
 def pull(weight: float) -> tuple[str, ...]:
@@ -28,9 +28,9 @@ class Reward:
 
     Attributes:
         settings: of `prm fit`.
-        prm: which PRM scores the steps; "" for none, "own" for that of the policy's labels, "shuffled" for one that was
-            trained on the same labels dealt to the wrong solutions, "ensemble" for the lowest score of several, "other"
-            for that of another seed's policy.
+        prm: which PRM scores the steps; "" for none, "own" for that of the policy's labels, "short" for one of labels
+            of problems of 4 to 7 operations only, "shuffled" for one that was trained on the same labels dealt to the
+            wrong solutions, "other" for that of another seed's policy.
         lengths: (operations from, to, share of the tokens) of the prompts, one run after the other; 0 stands for the
             length that is measured, which () is all of.
     """
@@ -50,6 +50,7 @@ REWARDS = {
     "curriculum_mixed": Reward(OUTCOME, "", ((4, 0, 1.0),)),
     "prm": Reward((*steps(1.0), *pull(0.6), "--data.rewards.outcome.weight", "0"), "own"),
     "both": Reward(BOTH, "own"),
+    "both_short_labels": Reward(BOTH, "short"),
     "both_step_baseline": Reward((*BOTH, "--model.advantage.process", "step_baseline"), "own"),
     "both_shuffled": Reward(BOTH, "shuffled"),
     "both_other": Reward(BOTH, "other"),

@@ -71,7 +71,7 @@ class Lab:
         arguments += ("--data.init_args.val", json.dumps([{**source, "split": "validation", "count": 300}]))
         return self._fit("sft", arguments) / "policy"
 
-    def labels(self, policy: Path, low: int = 4, high: int = 7, problems: int = 1500, *more: str) -> Path:
+    def labels(self, policy: Path, low: int = 4, high: int = 10, problems: int = 1500, *more: str) -> Path:
         """OmegaPRM's labels on problems of low to high operations."""
         arguments = (
             "--policy",

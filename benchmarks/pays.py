@@ -4,7 +4,7 @@
     make pays                                              # the headline alone: 24 operations, seed 0
 
 For every seed: the demo's policy on demonstrations of 4 to 25 operations, OmegaPRM labels on problems of few
-operations (PRM_LENGTHS), a PRM on them; then 30 updates of GRPO of 32 prompts x 8 solutions on problems of a length,
+operations (4 to 10), a PRM on them; then 30 updates of GRPO of 32 prompts x 8 solutions on problems of a length,
 once a reward (_pays_rewards.py). Stages that are done are not repeated: the benchmark may be interrupted.
 
 Written to results/pays.json, what is not asked for as it was, and pictures to docs/:
@@ -63,6 +63,8 @@ def prms_of(kind: str, lab: Lab, policy: Path) -> list[Path]:
             return []
         case "own":
             return [lab.prm(policy, [lab.labels(policy)])]
+        case "short":
+            return [lab.prm(policy, [lab.labels(policy, 4, 7)])]
         case "shuffled":
             return [lab.prm(policy, [lab.shuffled(lab.labels(policy))])]
         case "other":
