@@ -1,7 +1,7 @@
 """Stages of benchmarks/pays.py: what is trained, sampled and measured, each once for the same settings.
 
-A stage is a folder below `<out>/seed-<seed>/`. Its key is the commands it runs and the configs they read; a stage with
-a result under that key is not run again.
+A stage is a folder below `<out>/seed-<seed>/`. Its key is the commands it runs and the configs they read, of which
+GRPO's is left out: all that matters of it is set here. A stage with a result under that key is not run again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from prmkit.rollouts import Judge, roll_out
 from prmkit.scoring import PRMScorer
 from prmkit.types import SamplingParams
 
-__all__ = ["Lab", "options"]
+__all__ = ["VALIDATED", "Lab", "options"]
 
 CONFIGS = {kind: f"configs/{kind}/accumulator.yaml" for kind in ("sft", "annotate", "prm", "grpo")}
 
+VALIDATED = 5  # updates from one examination to the next
 NO_CHECKPOINTS = ("--trainer.callbacks.0.init_args.every_n_train_steps", "1000000")
 
 
@@ -158,7 +159,13 @@ class Lab:
         settings += ["--data.prompts", json.dumps({**where, "split": "train", "offset": 20000, "count": 4000})]
         settings += ["--data.validation", json.dumps({**where, "split": "validation", "offset": 1000, "count": 200})]
         settings += ["--data.evaluation", json.dumps({"temperature": 1.0, "samples": 1})]
-        settings += ["--trainer.check_val_every_n_epoch", "5", "--data.max_tokens", str(6 * operations + 8), *arguments]
+        settings += [
+            "--trainer.check_val_every_n_epoch",
+            str(VALIDATED),
+            "--data.max_tokens",
+            str(6 * operations + 8),
+            *arguments,
+        ]
 
         def work(folder: Path) -> dict[str, Any]:
             (folder / "diary.jsonl").unlink(missing_ok=True)
@@ -167,7 +174,7 @@ class Lab:
             run_prm("fit", "--config", CONFIGS["grpo"], *fixed, *settings)
             return {"diary": [json.loads(line) for line in (folder / "diary.jsonl").read_text().splitlines()]}
 
-        folder, result = self.stage(f"rl-{operations}-{name}", [_text("grpo"), settings], work)
+        folder, result = self.stage(f"rl-{operations}-{name}", settings, work)
         return {**result, "folder": str(folder)}
 
     def _fit(self, kind: str, arguments: Sequence[str]) -> Path:

@@ -43,7 +43,7 @@ from typing import Any
 from _environment import write_result
 from _pays_plot import draw_headline, draw_lengths
 from _pays_rewards import REWARDS, Reward
-from _pays_stages import Lab, options
+from _pays_stages import VALIDATED, Lab, options
 from _pays_transfer import transfer
 
 from prmkit.errors import PrmkitError
@@ -106,7 +106,8 @@ def curve(diary: Sequence[dict[str, float]]) -> dict[str, list[float]]:
         tokens += SOLUTIONS * line["rollout/length"]
         found["outcome"].append(round(line["rollout/outcome"], 4))
         found["tokens"].append(round(tokens))
-        found["validation"].append(round(line["val/pass_at_1"], 4) if "val/pass_at_1" in line else None)
+        examined = line["rollout/iteration"] % VALIDATED == VALIDATED - 1  # other lines repeat the last one
+        found["validation"].append(round(line["val/pass_at_1"], 4) if examined else None)
         found["seconds"].append(round(line["seconds"], 2))
     return found
 
