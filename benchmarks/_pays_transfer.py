@@ -22,8 +22,9 @@ def transfer(traces: Path, scores: Sequence[Sequence[float]]) -> dict[str, Any]:
 
     Returns:
         `prm_figures` up to the first wrong step; `auroc_all` over all steps; `auroc_after` over those after the first
-        wrong one; `auroc_by_step` over all by number of the step, in BANDS; `vote_auroc`: the lowest score of a trace
-        against whether its answer is right, which needs no truth about steps.
+        wrong one; `auroc_by_step` over all by number of the step, in BANDS; and two that need
+        no truth about steps: `answer_auroc`, the lowest score of a trace against whether its answer is right, and
+        `drift`, the mean score of the last quarter of a trace's steps less that of the first.
     """
     rows = [json.loads(line) for line in traces.read_text().splitlines()]
     truth = [np.array(row["right"], dtype=bool) for row in rows]
@@ -39,7 +40,9 @@ def transfer(traces: Path, scores: Sequence[Sequence[float]]) -> dict[str, Any]:
     found["auroc_after"] = auroc(score[late], right[late])
     found["auroc_by_step"] = {f"{a}-{b}": auroc(*_where((step >= a) & (step <= b), score, right)) for a, b in BANDS}
     lowest = np.array([found.min() if len(found) else 0.0 for found in values])
-    found["vote_auroc"] = auroc(lowest, np.array([row["correct"] for row in rows], dtype=bool))
+    found["answer_auroc"] = auroc(lowest, np.array([row["correct"] for row in rows], dtype=bool))
+    quarters = [(found[: len(found) // 4], found[-(len(found) // 4) :]) for found in values if len(found) >= 4]
+    found["drift"] = float(np.mean([last.mean() - first.mean() for first, last in quarters]))
     return found
 
 
