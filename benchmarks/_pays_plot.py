@@ -19,6 +19,7 @@ LABELS = {
     "curriculum_mixed": "outcome, curriculum, lengths mixed",
     "prm": "PRM alone",
     "both": "outcome and PRM",
+    "both_strong": "outcome and PRM, process weight 1",
     "both_short_labels": "outcome and PRM of labels of 4 to 7 operations",
     "both_step_baseline": "outcome and PRM, a baseline a step",
     "both_shuffled": "outcome and PRM of shuffled labels",

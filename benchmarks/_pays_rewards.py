@@ -50,6 +50,7 @@ REWARDS = {
     "curriculum_mixed": Reward(OUTCOME, "", ((4, 0, 1.0),)),
     "prm": Reward((*steps(1.0), *pull(0.6), "--data.rewards.outcome.weight", "0"), "own"),
     "both": Reward(BOTH, "own"),
+    "both_strong": Reward((*steps(1.0), *pull(0.1)), "own"),
     "both_short_labels": Reward(BOTH, "short"),
     "both_step_baseline": Reward((*BOTH, "--model.advantage.process", "step_baseline"), "own"),
     "both_shuffled": Reward(BOTH, "shuffled"),
