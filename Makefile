@@ -69,6 +69,7 @@ benchmarks: setup ## the measurements of benchmarks/, one after the other
 	$(BIN)/python benchmarks/zero.py
 	$(BIN)/python benchmarks/preemption.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/first_hour.py
 
 pays: setup ## where the PRM pays: the headline's picture, seed 0
 	$(BIN)/python benchmarks/pays.py --seeds 0

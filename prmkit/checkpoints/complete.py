@@ -148,7 +148,27 @@ def newest_checkpoint(
             warnings.warn(f"{path}: holds weights only, without the state of the fit; skipped", stacklevel=2)
         else:
             complete.append((written[path], step, path))
-    return max(complete)[2] if complete else None
+    if not complete:
+        return None
+    _, steps, newest = max(complete)
+    _warn_of_times(newest, steps, found - {path for _, _, path in complete}, weights_only)
+    return newest
+
+
+def _warn_of_times(newest: Path, steps: int, older: Iterable[Path], weights_only: bool) -> None:
+    """Warn where the checkpoint written last is not the furthest: a copy that set new times may be the reason."""
+    for path in sorted(older):
+        try:
+            other = steps_taken(path, weights_only=weights_only)
+        except PrmkitError:
+            continue
+        if other is not None and other > steps:
+            text = (
+                f"{newest}: written last, after {steps} steps; {path} has {other}. If a copy of the folder changed the "
+                f"times, name the other one."
+            )
+            return warnings.warn(text, stacklevel=3)
+    return None
 
 
 def remove_checkpoint(path: str | os.PathLike[str]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prmkit.errors import PrmkitError
+from prmkit.json_objects import shown
 from prmkit.resources import find_config
 
 __all__ = ["expand_configs", "readable", "user_errors"]
@@ -73,15 +74,28 @@ def user_errors(command: str, parser: Any = None) -> Iterator[None]:
 
 
 def _own_error(error: BaseException) -> PrmkitError | None:
-    """The PrmkitError in a chain of causes, None when there is none."""
+    """The PrmkitError in a chain of causes, or in what members of a union refused; None when there is none."""
     seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        link = waiting.pop(0)
         if isinstance(link, PrmkitError):
             return link
-        seen.add(id(link))
-        link = link.__cause__ or link.__context__
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            waiting += [link.__cause__ or link.__context__, *_members_errors(link)]
     return None
+
+
+def _members_errors(error: BaseException) -> list[BaseException]:
+    """What the members of a union refused a value for. jsonargparse raises from the first of them, and has the others
+    in a variable only."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "raise_union_unexpected_value":
+            return [each for each in trace.tb_frame.f_locals["exceptions"] if isinstance(each, BaseException)]
+        trace = trace.tb_next
+    return []
 
 
 def _interpolation(message: str) -> str:
@@ -173,8 +187,10 @@ def _wrong_value(body: str, prefix: str) -> str:
     kinds = re.findall(r"Expected (?:a|an) (?:<class '([^']+)'>|(\S.*?))(?:\. Got value|\.?$)", body, re.M)
     accepted = " | ".join(dict.fromkeys((plain or other).replace("NoneType", "null") for plain, other in kinds))
     got = re.search(r"(?:Got value|Given value): (.+)", body)
+    if other := re.search(r"Import path (\S+) does not correspond to a subclass of ([\w.]+)", body):
+        return f"{prefix}: got {other[1]!r}; accepted: a subclass of {other[2]}"
     if prefix and kinds and got:
-        return f"{prefix}: got {got[1].rstrip('.')!r}; accepted: {accepted}"
+        return f"{prefix}: got {shown(got[1].rstrip('.'))}; accepted: {accepted}"
     dropped = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
     lines = [line.strip() for line in body.splitlines() if not line.strip().startswith(dropped)]
     text = " ".join(line for line in lines if line)

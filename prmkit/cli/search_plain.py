@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from prmkit.cli.ending import following_search, show_ending
-from prmkit.cli.search import PLAIN, SearchJob, prm_list
+from prmkit.cli.prm_option import prm_list
+from prmkit.cli.search import PLAIN, SearchJob
 from prmkit.evaluation.plots import companion, plot_accuracy
 from prmkit.evaluation.summary import figures, tokens_spent, truth_figures
 from prmkit.evaluation.tables import accuracy_rows, rich_table
@@ -81,7 +82,7 @@ def show_search(job: SearchJob, summary: dict[str, Any], made: Sequence[Path]) -
     spent = f"{tokens['generated']:,} tokens generated, {tokens['scored']:,} scored"
     results.append(f"{spent}, {format_seconds(summary['seconds'])}")
     prms = prm_list(config.prm)
-    following = following_search(config.policy, prms, config.output, job.source.task, comparison=not job.plain)
+    following = following_search(config.policy, prms, config.output, job.source, comparison=not job.plain)
     show_ending(made, results, [following])
 
 

@@ -20,7 +20,7 @@ from prmkit.losses.prm import log_odds
 from prmkit.models.folders import ModelCard, atomic_folder, resolve_folder
 from prmkit.models.heads import plan_head
 from prmkit.models.lora import merged_state_dict
-from prmkit.models.policy import checked_lm_head, hidden_states, prepare_training, read_model
+from prmkit.models.policy import checked_lm_head, hidden_states, prepare_training, read_model, write_model
 from prmkit.models.sharding import writes
 from prmkit.models.source import (
     ModelSource,
@@ -102,7 +102,7 @@ class PRMModel(nn.Module):
             return
         _name_labels(self.model.config, self.format.spec.prm.head)
         with atomic_folder(directory, ModelCard("prm", weight_version)) as folder:
-            self.model.save_pretrained(folder, state_dict=state)
+            write_model(self.model, state, folder)
             write_tokenizer(self.tokenizer, folder)
             self.format.spec.save(folder)
 

@@ -92,3 +92,10 @@ def test_the_newest_is_refused_and_not_skipped_when_it_cannot_be_loaded(tmp_path
     with pytest.raises(UnreadableCheckpointError, match=r"2\.ckpt: refused.*argparse\.Namespace.*--weights_only false"):
         newest_checkpoint([tmp_path])
     assert newest_checkpoint([tmp_path], weights_only=False) == tmp_path / "2.ckpt"
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_file_of_another_kind_is_named_as_one(tmp_path, mmap):
+    (tmp_path / "training.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="it is cut off, or another kind of file"):
+        load_plain(tmp_path / "training.json", mmap=mmap)
