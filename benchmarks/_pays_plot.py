@@ -20,6 +20,8 @@ LABELS = {
     "prm": "PRM alone",
     "both": "outcome and PRM",
     "both_strong": "outcome and PRM, process weight 1",
+    "both_linear": "outcome and PRM, process weight falls to 0",
+    "both_unsolved": "outcome and PRM, process weight follows the unsolved groups",
     "both_short_labels": "outcome and PRM of labels of 4 to 7 operations",
     "both_step_baseline": "outcome and PRM, a baseline a step",
     "both_shuffled": "outcome and PRM of shuffled labels",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["REWARDS", "Reward"]
+__all__ = ["REWARDS", "UPDATES", "Reward"]
 
+UPDATES = 30
 PRMKind = Literal["", "own", "short", "shuffled", "other"]
 
 
@@ -16,10 +17,10 @@ def pull(weight: float) -> tuple[str, ...]:
     return ("--model.kl.weight", str(weight), "--model.kl.estimator", "k3_k2")
 
 
-def steps(weight: float) -> tuple[str, ...]:
-    """Process rewards, every step judged by its own score."""
+def steps(weight: float | dict[str, Any]) -> tuple[str, ...]:
+    """Process rewards, every step judged by its own score; a weight, or how it changes."""
     form = ("--data.rewards.process.form", "raw", "--model.advantage.gamma", "0")
-    return (*form, "--model.process_weight", str(weight))
+    return (*form, "--model.process_weight", json.dumps(weight))
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ REWARDS = {
     "prm": Reward((*steps(1.0), *pull(0.6), "--data.rewards.outcome.weight", "0"), "own"),
     "both": Reward(BOTH, "own"),
     "both_strong": Reward((*steps(1.0), *pull(0.1)), "own"),
+    "both_linear": Reward((*steps({"follow": "linear", "start": 1.0, "updates": UPDATES}), *pull(0.1)), "own"),
+    "both_unsolved": Reward((*steps({"follow": "unsolved", "start": 1.0}), *pull(0.1)), "own"),
     "both_short_labels": Reward(BOTH, "short"),
     "both_step_baseline": Reward((*BOTH, "--model.advantage.process", "step_baseline"), "own"),
     "both_shuffled": Reward(BOTH, "shuffled"),

@@ -170,7 +170,7 @@ class Lab:
         def work(folder: Path) -> dict[str, Any]:
             (folder / "diary.jsonl").unlink(missing_ok=True)
             diary = {"class_path": "_iterations.Iterations", "init_args": {"path": str(folder / "diary.jsonl")}}
-            fixed = ("--trainer.default_root_dir", str(folder), "--trainer.callbacks.3", json.dumps(diary))
+            fixed = ("--trainer.default_root_dir", str(folder), "--trainer.callbacks.4", json.dumps(diary))
             run_prm("fit", "--config", CONFIGS["grpo"], *fixed, *settings)
             return {"diary": [json.loads(line) for line in (folder / "diary.jsonl").read_text().splitlines()]}
 

@@ -42,14 +42,14 @@ from typing import Any
 
 from _environment import write_result
 from _pays_plot import draw_headline, draw_lengths
-from _pays_rewards import REWARDS, Reward
+from _pays_rewards import REWARDS, UPDATES, Reward
 from _pays_stages import VALIDATED, Lab, options
 from _pays_transfer import transfer
 
 from prmkit.errors import PrmkitError
 from prmkit.io import read_json
 
-UPDATES, SOLUTIONS, LEVEL = 30, 256, 0.8
+SOLUTIONS, LEVEL = 256, 0.8
 TEST = ("test", 600, 1)
 RESULTS_OF = Path(__file__).parent / "results" / "pays.json"
 DOCS = Path(__file__).parent.parent / "docs"
