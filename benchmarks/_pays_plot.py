@@ -19,6 +19,7 @@ LABELS = {
     "curriculum_mixed": "outcome, curriculum, lengths mixed",
     "prm": "PRM alone",
     "both": "outcome and PRM",
+    "both_mixed": "outcome and PRM, lengths mixed",
     "both_strong": "outcome and PRM, process weight 1",
     "both_linear": "outcome and PRM, process weight falls to 0",
     "both_unsolved": "outcome and PRM, process weight follows the unsolved groups",

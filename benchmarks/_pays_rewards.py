@@ -51,6 +51,7 @@ REWARDS = {
     "curriculum_mixed": Reward(OUTCOME, "", ((4, 0, 1.0),)),
     "prm": Reward((*steps(1.0), *pull(0.6), "--data.rewards.outcome.weight", "0"), "own"),
     "both": Reward(BOTH, "own"),
+    "both_mixed": Reward(BOTH, "own", ((4, 0, 1.0),)),
     "both_strong": Reward((*steps(1.0), *pull(0.1)), "own"),
     "both_linear": Reward((*steps({"follow": "linear", "start": 1.0, "updates": UPDATES}), *pull(0.1)), "own"),
     "both_unsolved": Reward((*steps({"follow": "unsolved", "start": 1.0}), *pull(0.1)), "own"),
