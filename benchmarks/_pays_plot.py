@@ -16,6 +16,7 @@ LABELS = {
     "outcome_large_groups": "outcome, groups of 32",
     "outcome_dynamic": "outcome, dynamic sampling",
     "curriculum_short": "outcome, 4 to 10 operations first",
+    "curriculum_shortest": "outcome, 4 to 7 operations first",
     "curriculum_sequential": "outcome, curriculum, one length after the other",
     "curriculum_mixed": "outcome, curriculum, lengths mixed",
     "prm": "PRM alone",

@@ -48,6 +48,7 @@ REWARDS = {
     "outcome_large_groups": Reward((*OUTCOME, "--model.advantage.size", "32", "--data.iteration.prompts", "8")),
     "outcome_dynamic": Reward((*OUTCOME, "--data.dynamic_sampling", json.dumps({"max_waves": 2}))),
     "curriculum_short": Reward(OUTCOME, "", ((4, 10, 0.5), (0, 0, 0.5))),
+    "curriculum_shortest": Reward(OUTCOME, "", ((4, 7, 0.5), (0, 0, 0.5))),
     "curriculum_sequential": Reward(OUTCOME, "", ((4, 7, 0.15), (8, 12, 0.2), (13, 18, 0.3), (0, 0, 0.35))),
     "curriculum_mixed": Reward(OUTCOME, "", ((4, 0, 1.0),)),
     "prm": Reward((*steps(1.0), *pull(0.6), "--data.rewards.outcome.weight", "0"), "own"),
