@@ -11,12 +11,11 @@ Written to results/pays.json, what is not asked for as it was, and pictures to d
 
 - final_pass_at_1: by length and reward, mean and standard error over seeds, one sample for each of 600 test problems,
   which nothing was chosen on; `before` is the policy that all begin with. runs: the same by seed.
-- updates_to_level, tokens_to_level: by length, reward and seed, until the mean outcome of three updates' rollouts
-  reaches LEVEL; null where it does not. The tokens are those sampled for training; tokens_of_labels are what the
-  PRM's labels took besides.
-- updates_to_level_ratio, tokens_to_level_ratio, tokens_to_level_ratio_with_labels: `both` over `outcome` by length,
-  means over the seeds; absent where one of them does not get there, which runs shows.
-- transfer: by length, of the PRM on samples of the first policy, mean and standard error over seeds; see
+- to_level (runs): by length, reward and seed, updates and tokens until pass@1 of validation problems is LEVEL; null
+  where it never is. The tokens are those sampled for training; tokens_of_labels are what a PRM's labels took besides.
+- updates_to_level_ratio, tokens_to_level_ratio, tokens_to_level_ratio_with_labels: `both` over a rival without a PRM,
+  by length and rival, means over the seeds; absent where one of them does not get there.
+- transfer: by length and PRM, on samples of the first policy, mean and standard error over seeds; see
   _pays_transfer.py.
 """
 
@@ -49,7 +48,9 @@ from _pays_transfer import transfer
 from prmkit.errors import PrmkitError
 from prmkit.io import read_json
 
-SOLUTIONS, LEVEL = 256, 0.8
+SOLUTIONS, LEVEL = 256, 0.7
+LABELLED = {"own": (4, 10), "short": (4, 7)}  # operations of the problems that a PRM's labels are of
+RATIOS = ("updates_to_level_ratio", "tokens_to_level_ratio", "tokens_to_level_ratio_with_labels")
 TEST = ("test", 600, 1)
 RESULTS_OF = Path(__file__).parent / "results" / "pays.json"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -61,10 +62,8 @@ def prms_of(kind: str, lab: Lab, policy: Path) -> list[Path]:
     match kind:
         case "":
             return []
-        case "own":
-            return [lab.prm(policy, [lab.labels(policy)])]
-        case "short":
-            return [lab.prm(policy, [lab.labels(policy, 4, 7)])]
+        case "own" | "short":
+            return [lab.prm(policy, [lab.labels(policy, *LABELLED[kind])])]
         case "shuffled":
             return [lab.prm(policy, [lab.shuffled(lab.labels(policy))])]
         case "other":
@@ -113,12 +112,11 @@ def curve(diary: Sequence[dict[str, float]]) -> dict[str, list[float]]:
 
 
 def to_level(shown: dict[str, list[float]]) -> dict[str, float | None]:
-    """Updates, and tokens, until the mean outcome of three updates' rollouts reaches LEVEL."""
-    outcome = shown["outcome"]
-    reached = next((n for n in range(2, len(outcome)) if statistics.mean(outcome[n - 2 : n + 1]) >= LEVEL), None)
-    if reached is None:
-        return {"updates": None, "tokens": None}
-    return {"updates": reached + 1, "tokens": shown["tokens"][reached]}
+    """Updates, and tokens, until an examination on validation problems finds LEVEL."""
+    for number, value in enumerate(shown["validation"]):
+        if value is not None and value >= LEVEL:
+            return {"updates": number + 1, "tokens": shown["tokens"][number]}
+    return {"updates": None, "tokens": None}
 
 
 def mean_se(values: Iterable[float]) -> dict[str, float | int | None]:
@@ -129,16 +127,17 @@ def mean_se(values: Iterable[float]) -> dict[str, float | int | None]:
 
 
 def measure(lab: Lab, lengths: Sequence[int], rewards: Sequence[str], known: dict[str, Any]) -> dict[str, Any]:
-    """One seed's figures: the first policy and its PRM by length, and each reward's training."""
-    policy = lab.policy()
-    labels = lab.labels(policy)
-    prm = lab.prm(policy, [labels])
-    found = {"tokens_of_labels": read_json(f"{labels}.report.json")["usage"]["generated_tokens"]} | known
+    """One seed's figures: the first policy and its PRMs by length, and each reward's training."""
+    policy, found = lab.policy(), dict(known)
+    kinds = sorted({REWARDS[name].prm for name in rewards} & LABELLED.keys())
+    for kind in kinds:
+        report = read_json(f"{lab.labels(policy, *LABELLED[kind])}.report.json")
+        found["tokens_of_labels"] = found.get("tokens_of_labels", {}) | {kind: report["usage"]["generated_tokens"]}
     for length in lengths:
-        traces = lab.traces(policy, length)
-        before = lab.examined(policy, length, *TEST)
-        here = found.setdefault(str(length), {})
-        here["before"] = before | {"transfer": transfer(traces, lab.scores([prm], traces)[0])}
+        here, traces = found.setdefault(str(length), {}), lab.traces(policy, length)
+        seen = here.get("before", {}).get("transfer", {})
+        seen |= {kind: transfer(traces, lab.scores(prms_of(kind, lab, policy), traces)[0]) for kind in kinds}
+        here["before"] = lab.examined(policy, length, *TEST) | {"transfer": seen}
         for name in rewards:
             run = train(name, lab, policy, length)
             shown = curve(run.pop("diary"))
@@ -151,36 +150,38 @@ def measure(lab: Lab, lengths: Sequence[int], rewards: Sequence[str], known: dic
 def summary(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Over seeds; see the module."""
     lengths = sorted({length for run in runs.values() for length in run if length.isdigit()}, key=int)
-    figures: dict[str, Any] = {"final_pass_at_1": {}, "transfer": {}}
+    figures: dict[str, Any] = {"final_pass_at_1": {}, "transfer": {}, **{name: {} for name in RATIOS}}
     for length in lengths:
         here = [run[length] for run in runs.values() if length in run]
         names = sorted({name for run in here for name in run})
         figures["final_pass_at_1"][length] = {
             name: mean_se(run[name]["pass_at_1"] for run in here if name in run) for name in names
         }
-        of_prm = [run["before"]["transfer"] for run in here]
-        figures["transfer"][length] = {name: mean_se(one[name] for one in of_prm) for name in ("auroc", "auroc_all")}
-        figures |= {name: figures.get(name, {}) | {length: value} for name, value in _ratios(runs, length).items()}
+        of_prms = [run["before"]["transfer"] for run in here]
+        figures["transfer"][length] = {
+            kind: {name: mean_se(one[kind][name] for one in of_prms if kind in one) for name in ("auroc", "auroc_all")}
+            for kind in sorted({kind for one in of_prms for kind in one})
+        }
+        for rival in ("outcome", "curriculum_mixed", "curriculum_short"):
+            for name, value in _ratios(runs, length, rival).items():
+                figures[name].setdefault(length, {})[rival] = value
     return figures
 
 
-def _ratios(runs: dict[str, dict[str, Any]], length: str) -> dict[str, float]:
-    """`both` over `outcome`, where both reach LEVEL on every seed that has them."""
+def _ratios(runs: dict[str, dict[str, Any]], length: str, rival: str) -> dict[str, float]:
+    """`both` over a rival on the seeds that have both, where all of them reach LEVEL; nothing where one does not."""
     pairs = [
-        (run[length]["both"]["to_level"], run[length]["outcome"]["to_level"], run["tokens_of_labels"])
+        (run[length]["both"]["to_level"], run[length][rival]["to_level"], run["tokens_of_labels"]["own"])
         for run in runs.values()
-        if {"both", "outcome"} <= run.get(length, {}).keys()
+        if {"both", rival} <= run.get(length, {}).keys()
     ]
     if not pairs or any(level["updates"] is None for pair in pairs for level in pair[:2]):
         return {}
-    both = {kind: statistics.mean(pair[0][kind] for pair in pairs) for kind in ("updates", "tokens")}
-    outcome = {kind: statistics.mean(pair[1][kind] for pair in pairs) for kind in ("updates", "tokens")}
+    means = [{kind: statistics.mean(pair[side][kind] for pair in pairs) for kind in pairs[0][0]} for side in (0, 1)]
     labels = statistics.mean(pair[2] for pair in pairs)
-    return {
-        "updates_to_level_ratio": both["updates"] / outcome["updates"],
-        "tokens_to_level_ratio": both["tokens"] / outcome["tokens"],
-        "tokens_to_level_ratio_with_labels": (both["tokens"] + labels) / outcome["tokens"],
-    }
+    (both, other), tokens = means, means[1]["tokens"]
+    found = (both["updates"] / other["updates"], both["tokens"] / tokens, (both["tokens"] + labels) / tokens)
+    return dict(zip(RATIOS, (round(value, 3) for value in found), strict=True))
 
 
 def train_side_by_side(lab: Lab, lengths: Sequence[int], rewards: Sequence[str]) -> None:
