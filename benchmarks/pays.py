@@ -54,7 +54,7 @@ RATIOS = ("updates_to_level_ratio", "tokens_to_level_ratio", "tokens_to_level_ra
 TEST = ("test", 600, 1)
 RESULTS_OF = Path(__file__).parent / "results" / "pays.json"
 DOCS = Path(__file__).parent.parent / "docs"
-HEADLINE = ("outcome", "curriculum_mixed", "prm", "both")
+HEADLINE = ("outcome", "curriculum_shortest", "curriculum_mixed", "both_short_labels")
 
 
 def prms_of(kind: str, lab: Lab, policy: Path) -> list[Path]:
