@@ -25,10 +25,10 @@ from lightning_modules.formats import bind_format
 from prmkit.engines import HFEngine
 from prmkit.io import read_json, write_json
 from prmkit.models import ModelSource, PRMModel, build_policy
-from prmkit.rewards import RewardsConfig
-from prmkit.rollouts import Judge, roll_out
+from prmkit.records import SamplingParams
+from prmkit.rl.rewards import RewardsConfig
+from prmkit.rl.rollouts import Judge, roll_out
 from prmkit.scoring import PRMScorer
-from prmkit.types import SamplingParams
 
 __all__ = ["VALIDATED", "Lab", "options"]
 
