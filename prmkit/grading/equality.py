@@ -129,11 +129,15 @@ class Comparison:
         if gold.kind not in (*loose, "union"):
             return all(self.equal(a, b) for a, b in zip(items, others, strict=True))
         for item in items:
-            partner = next((other for other in others if self.equal(item, other)), None)
+            partner = next((other for other in others if self._paired(item, other)), None)
             if partner is None:
                 return False
             others.remove(partner)
         return True
+
+    def _paired(self, gold: Kind, answer: Kind) -> bool:
+        """Equality of members whose order does not matter: a name that one has says which value is meant."""
+        return isinstance(gold, Assigned) == isinstance(answer, Assigned) and self.equal(gold, answer)
 
     def _members(self, group: Group) -> list[Kind]:
         """The members; a set in braces holds each once."""
@@ -174,6 +178,8 @@ class Comparison:
                 return _is_number(gold) and self.equal(gold, answer.number)
             case Group(kind="list"), Scalar() if "," in answer.text:
                 return self.equal(gold, _split(answer))
+            case Scalar(), Group(kind="list"):  # one value in several spellings, "15 39/40 or 639/40"
+                return all(self.equal(gold, item) for item in answer.items)
             case (Words(), Scalar()) | (Scalar(), Words()):
                 return self._by_engine(gold.text, answer.text)
         return False

@@ -57,6 +57,7 @@ _NUMBER = re.compile(
     r"(?<![\w.\\^_}])(?:-\s?(?=\\?\$|\d|\.\d))?\\?\$?-?(?:\d{1,3}(?:,\d{3})+(?![\d])|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+(?:,\d+)+|\d+)?"
     r"(?:\.\d+|(?<=\d))(?:[eE][+-]?\d+)?(?:/\d+(?:\.\d+)?)?"
 )
+_TOTAL = re.compile(r"\ba total of\s*\Z", re.IGNORECASE)
 _FINAL_EQUATION = re.compile(r"(?:\A|\n)[ \t]*=[ \t]*(\S[^\n]*?)\s*\Z")
 _THOUSANDS = re.compile(r"-?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
@@ -166,6 +167,9 @@ def extract_last_number(text: str) -> str | None:
     formula = formulas[-1] if formulas else None
     numbers = [match for match in _NUMBER.finditer(text) if any(character.isdigit() for character in match[0])]
     last = numbers[-1] if numbers else None
+    for match in numbers[:-1]:  # "a total of 34 hours in 4 weeks."
+        if _TOTAL.search(text[: match.start()]) and not re.search(r"[.\n=]\s", text[match.end() :]):
+            last = match
     if formula is not None and (last is None or last.start() < formula.end()) and re.search(r"\d", formula[0]):
         content = next(group for group in formula.groups() if group)
         return content.split("=")[-1].strip() or None

@@ -208,7 +208,7 @@ def _clock(text: str) -> Clock | None:
 
 
 def _based(text: str) -> Kind | None:
-    match = _BASED.fullmatch(text) or _BASED_WORDS.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r" \1", text).strip())
+    match = _BASED.fullmatch(re.sub(r"\A\\text\{(\w+)\}_", r"\1_", text)) or _BASED_WORDS.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r" \1", text).strip())
     if match is None:
         return None
     name = next(part for part in match.groups()[1:] if part)
@@ -359,7 +359,7 @@ def _equation(text: str, sides: list[str], depth: int) -> Kind | None:
         other = _name(sides[-1])
         if len(sides) == 2 and other and isinstance(values[0], Scalar) and not symbols(values[0].tree) - {"\\pi", "e", "i"}:
             return Assigned(other, values[0], text)
-        if one_value:
+        if one_value and sides[0] != sides[-1]:
             return values[-1]
     elif len(values) == 1 or one_value:
         value = values[-1]
@@ -390,8 +390,9 @@ def _interval(text: str, sides: list[str], signs: list[str]) -> Assigned | None:
 # -- quantities and words ---------------------------------------------------------------------------------------------
 
 _CURRENCY = re.compile(r"(?P<sign>-?)(?:US|USD)?\s*(?P<unit>\\(?:dollar|euro|pound)) ?(?P<head>.+)")
+_OF_ANGLES = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _TAIL = re.compile(
-    r"(?:\s|/|\.(?=\s|\Z)|%|\\%|\\(?:dollar|euro|pound)\s?|\^\\circ ?(?:\\text\{)?[CF]?\}?|\\text\{[^{}\d]*\}(?:\^\{?[23]\}?)?"
+    r"(?:(?<= )(?:km|m|mi|ft|cm|mm|g|kg|l|ml)/(?:h|hr|s|sec|min|day|l|ml|m|cm)(?:\^\{?[23]\}?)?(?![A-Za-z])|\s|/|\.(?=\s|\Z)|%|\\%|\\(?:dollar|euro|pound)\s?|\^\\circ ?(?:\\text\{)?[CF]?\}?|\\text\{[^{}\d]*\}(?:\^\{?[23]\}?)?"
     r"|(?<![A-Za-z])[A-Za-z](?= [A-Za-z]{2})|[A-Za-z]{2,}(?:\^\{?[23]\}?)?|-(?=[A-Za-z]{3}))+"
 )
 _HEAD = re.compile(r"[-+]?(?:\d[\d, ]*\d|\d)?(?:\.\d+)?(?:e[+-]?\d+)?(?:/\d+)?|[-+]?(?:\d+ )?\d+/\d+")
@@ -409,8 +410,10 @@ def _quantity(text: str, depth: int) -> Kind | None:
         if isinstance(inner, Quantity) and currency["unit"] == "\\dollar":
             return Quantity(inner.amount, unit + inner.unit)
         return None
-    for match in re.finditer(r"(?<=[\d})])(?=[ %/\\^a-zA-Z]|-[a-z]{3})", text):
+    for match in re.finditer(r"(?<=[\d})])(?=[ %/\\^a-zA-Z]|-[a-z]{3})|(?= ?\\text\{| ?%)", text):
         head, tail = text[: match.start()], text[match.start() :]
+        if tail.strip() == "^\\circ" and _OF_ANGLES.search(head):
+            return None
         if _TAIL.fullmatch(tail) and _is_unit(tail):
             amount = _scalar(head)
             return Quantity(amount, unit_words(tail)) if amount is not None else None
@@ -435,7 +438,7 @@ def _is_unit(tail: str) -> bool:
     return (tail[:1] in " -/%" or unit_words(plain[0])[0:1] != (plain[0],)) and longest >= 3 and len(plain[0]) != 1
 
 
-_NEGATED = re.compile(r"\b(?:not|never|no longer|isn't|neither|or|between|either|nor|except)\b|\bthan\b", re.I)
+_NEGATED = re.compile(r"\b(?:not|never|no longer|isn't|neither|or|between|either|nor|except)\b|\bthan\b[^.]*\d", re.I)
 _PHRASE_NUMBER = re.compile(
     r"(?<![\w.^_\\])-?(?:\\(?:dollar|euro|pound) ?)?-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?: ?\d+/\d+|/\d+)?(?![\d^_(]|[a-zA-Z](?![a-zA-Z]))"
 )
@@ -450,7 +453,7 @@ def _words(text: str) -> Words:
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     plain = re.sub(r"\s+", " ", plain).strip(" .,;:!'\"")
     if "\\" in plain:
-        return Words(text)
+        return Words(text, _stated(plain))
     folded = plain.casefold() if re.search(r"[A-Za-z]{3}", plain) or _yes_or_no(plain) else plain
     return Words(folded, _stated(plain))
 
@@ -478,12 +481,13 @@ def _stated(plain: str) -> Scalar | Quantity | None:
     return read_number if isinstance(read_number, Quantity) else None
 
 
+_PREPOSITION = re.compile(
+    r"\b(?:in|for|from|after|per|each|every|at|by|with|on|over|during|within|because|since|when|if|of|to|under|until|that|before)\b"
+)
+
+
 def _apart(plain: str, found: list[re.Match[str]]) -> bool:
-    """True if every further number belongs to another phrase: words stand before it, and no "and" or sign."""
-    ends = [match.end() for match in found]
-    for end, match in zip(ends, found[1:], strict=False):
-        between = plain[end : match.start()]
-        if not re.search(r"[A-Za-z]{2,}", between) or re.search(r"(?:\band|\bor|\bto|,|&|\+|-|/|=)\s*\Z", between):
-            return False
-    return True
+    """True if the second number belongs to another phrase: a preposition stands before it, and no "and" or sign."""
+    between = plain[found[0].end() : found[1].start()]
+    return bool(_PREPOSITION.search(between)) and not re.search(r"(?:\band|\bor|\bto|,|&|\+|-|/|=)\s*\Z", between)
 

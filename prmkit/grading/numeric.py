@@ -146,10 +146,23 @@ def _value(tree: Tree, place: int) -> Value:
         case ("div", left, right):
             return _divide(_value(left, place), _value(right, place))
         case ("pow", left, right):
-            return _power(_value(left, place), _value(right, place))
+            base, exponent = _value(left, place), _value(right, place)
+            if exponent[0] != mpmath.nint(mpmath.re(exponent[0])):
+                _expect_real(base[0], place)
+            return _power(base, exponent)
         case ("fn", name, *arguments):
-            return _applied(name, [_value(argument, place) for argument in arguments])
+            values = [_value(argument, place) for argument in arguments]
+            if name in ("ln", "sqrt"):
+                _expect_real(values[0][0], place)
+            return _applied(name, values)
     raise Undefined
+
+
+def _expect_real(value: Any, place: int) -> None:
+    """At the place where variables are negative, roots and logarithms of negative numbers have no value: `\\ln xy` is
+    `\\ln x+\\ln y` where both are real."""
+    if place == PLACES - 1 and mpmath.re(value) < 0:
+        raise Undefined
 
 
 def _power(base: Value, exponent: Value) -> Value:

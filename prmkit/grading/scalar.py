@@ -75,7 +75,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         if kind == "word":
             tokens += _letters(value, text)
         else:
-            if kind == "num" and tokens and tokens[-1][0] == "num":
+            if kind == "num" and tokens and tokens[-1][0] == "num" and tokens[-2:-1] != [("op", "_")]:
                 _mixed_or_fault(text, match.end())
             tokens.append((kind, value))
         position = match.end()

@@ -55,8 +55,8 @@ _POWER = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 def unit_words(text: str) -> tuple[str, ...]:
     """The unit in a text as words without plural: "cubic meters per hour" gives ("m^3", "/", "h")."""
     text = re.sub(r"\\(dollar|euro|pound)\s*", r" \1 ", text).replace("^\\circ", " degree ").replace("%", " percent ")
-    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\^\{(\d)\}", r"^\1", text)
+    text = re.sub(r"\\text\{([^{}]*)\}(\^\d)?", r" \1\2 ", text)
     words: list[str] = []
     power = ""
     for word in re.findall(r"[^\W\d_]+(?:\^\d)?|/", text.replace("mph", "miles per hour").replace("km/hr", "km/h")):
