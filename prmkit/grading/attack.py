@@ -90,11 +90,13 @@ def strings(target: Target) -> Iterator[tuple[str, str]]:
 
 
 def _alternatives(gold: str) -> Iterator[str]:
-    for other in ("0", "1", "x", "7"):
+    for other in {"0", "1", "x", "7"} - {gold.strip()}:
         yield from (f"{gold} or {other}", f"{other} or {gold}", f"{gold}, {other}", f"{other}, {gold}", f"{gold}; {other}")
         yield from (f"{gold} and {other}", f"{gold}\\text{{ or }}{other}", f"{gold} {other} 1", f"either {gold} or {other}")
         yield f"{gold} or {other} apples"
     yield from (f"not {gold}", f"not equal to {gold}", f"anything but {gold}", f"{gold} is wrong", f"less than {gold}")
+    yield from (f"{gold} {word}" for word in ("million", "thousand", "dozen", "squared", "plus 1", "minus 2", "times 3", "over 2"))
+    yield from (f"{gold} and a half", f"{gold} hundred apples", f"twice {gold}", f"half of {gold}", f"{gold} divided by 7")
     yield ", ".join(map(str, range(30)))
     yield " or ".join(map(str, range(30)))
     yield " ".join(map(str, range(30)))
@@ -109,17 +111,22 @@ def _changed(gold: str) -> Iterator[str]:
     yield from (f"f({gold})", f"|{gold}|+|x|", f"\\boxed{{{gold}}} or \\boxed{{0}}", f"{gold}/0", f"0\\cdot {gold}/0")
     for pattern, replacement in ((r"_\{?\d+\}?", ""), (r"_\{?\d+\}?", "_9"), (r"[\\{}()\[\], ]", ""), (r"-", ""), (r"\d", "7")):
         yield re.sub(pattern, replacement, gold)
-    yield from (gold.replace("(", "[").replace(")", "]"), gold.replace("[", "(").replace("]", ")"), gold.swapcase())
-    yield from (gold.replace("<", "\\leq "), gold.replace("\\cup", ","), gold.replace("i", ""), gold.replace("x", "z"))
+    if "," in gold:
+        yield from (gold.replace("(", "[").replace(")", "]"), gold.replace("[", "(").replace("]", ")"))
+    yield from (gold.swapcase(), gold.replace("<", "\\leq "), gold.replace("\\cup", ","), gold.replace("i", ""), gold.replace("x", "z"))
 
 
 def _near(gold: str) -> Iterator[str]:
     value = Fraction(gold)
+    if value == 0:  # a product with zero is zero
+        return
+    if abs(value) not in (1, 2):  # their factorials are themselves
+        yield from (f"{gold}!", f"{gold}!!")
     for other in (value + 1, value - 1, -value, value * 10, value / 10, value * 100, value / 100, 2 * value, value**2):
         yield str(other)
     yield from (f"{gold}0", f"{gold}.0001", f"{gold}.5", f"1{gold}", f"{gold}e1", f"{gold}t", f"{gold}m", f"{gold} m", f"{gold}c")
-    yield from (f"{gold}x", f"{gold}i", f"{gold}%+1", f"{gold}/100", f"{gold}, 000", f"{gold} {gold}", f"{gold}!", f"{gold}!!")
-    yield f"{float(value) * (1 + 1e-9):.15g}" if value else "0.000000001"
+    yield from (f"{gold}x", f"{gold}i", f"{gold}%+1", f"{gold}/100", f"{gold}, 000", f"{gold} {gold}")
+    yield f"{float(value) * (1 + 1e-9):.15g}"
 
 
 def _members(gold: str) -> Iterator[str]:
@@ -138,16 +145,18 @@ def _members(gold: str) -> Iterator[str]:
 
 def _has_the_value(text: str, gold: str) -> bool:
     """True if a string is the gold answer by an independent reading."""
-    plain = [re.sub(r"[\s{}()$]|\\left|\\right", "", value) for value in (text, gold)]
+    plain = [re.sub(r"\\left|\\right|[\s{}()$\\]|\bleft\b", "", value) for value in (text, gold)]
     if plain[0] == plain[1]:
         return True
+    if re.fullmatch(r"[a-zA-Z](?:\([a-z]\))?=", plain[1].removesuffix(plain[0])) and plain[1].endswith(plain[0]):
+        return True  # the value of a name
     values = [_fraction(value) for value in (text, gold)]
     return values[0] is not None and values[0] == values[1]
 
 
 def _fraction(text: str) -> Fraction | None:
     text = re.sub(r"\\[dt]?frac\s*\{?(-?\d+)\}?\s*\{?(\d+)\}?", r"\1/\2", text.strip().strip("$"))
-    text = re.sub(r"\\text\{.*?\}|\\(?:circ|%|\$|!)|[\^{}%]|(?<=\d),(?=\d{3}(?!\d))|[A-Za-z]\s*=", "", text).replace(" ", "")
+    text = re.sub(r"\\(?:text|mbox|mathrm)\{.*?\}(?:\^\{?\d\}?)?|\\\Z|\\(?:circ|%|\$|!)|[\^{}%]|(?<=\d),(?=\d{3}(?!\d))|[A-Za-z]\s*=", "", text).replace(" ", "")
     try:
         return Fraction(text)
     except (ValueError, ZeroDivisionError):

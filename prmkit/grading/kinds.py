@@ -20,10 +20,11 @@ from prmkit.grading.units import SYMBOLS, unit_words
 
 __all__ = [
     "Assigned", "Based", "Clock", "Group", "Kind", "Labelled", "Matrix", "Quantity", "Relation", "Scalar", "Words",
-    "read",
+    "describe", "read",
 ]  # fmt: skip
 
 _MAX_DEPTH = 6
+_MAX_QUANTITY = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,24 @@ def read(text: str) -> Kind:
         rest = re.sub(r"\A(?:\\[ ,;:!]|~|\\quad)+", "", label[2])
         return Labelled(label[1], _kind(normalise(rest), 0))
     return _kind(normalise(text), 0)
+
+
+_NAMES: dict[type, str] = {
+    Scalar: "expression", Quantity: "quantity", Based: "digits in a base", Clock: "time of day", Matrix: "matrix",
+    Relation: "relation", Assigned: "value of a name", Labelled: "choice with its value", Words: "text",
+}  # fmt: skip
+
+
+def describe(text: str) -> str:
+    """The kind of an answer, for people."""
+    kind = read(text)
+    if isinstance(kind, Scalar) and kind.value is not None:
+        return "number"
+    if isinstance(kind, Group):
+        return {"set": "set", "list": "list", "union": "union", ":": "ratio"}.get(kind.kind, f"tuple {kind.kind}")
+    if isinstance(kind, Words) and kind.number is not None:
+        return "phrase with a number"
+    return _NAMES[type(kind)]
 
 
 def _scalar(text: str) -> Scalar | None:
@@ -393,12 +412,14 @@ _CURRENCY = re.compile(r"(?P<sign>-?)(?:US|USD)?\s*(?P<unit>\\(?:dollar|euro|pou
 _OF_ANGLES = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _TAIL = re.compile(
     r"(?:(?<= )(?:km|m|mi|ft|cm|mm|g|kg|l|ml)/(?:h|hr|s|sec|min|day|l|ml|m|cm)(?:\^\{?[23]\}?)?(?![A-Za-z])|\s|/|\.(?=\s|\Z)|%|\\%|\\(?:dollar|euro|pound)\s?|\^\\circ ?(?:\\text\{)?[CF]?\}?|\\text\{[^{}\d]*\}(?:\^\{?[23]\}?)?"
-    r"|(?<![A-Za-z])[A-Za-z](?= [A-Za-z]{2})|[A-Za-z]{2,}(?:\^\{?[23]\}?)?|-(?=[A-Za-z]{3}))+"
+    r"|(?<![A-Za-z])[A-Za-z](?= [A-Za-z]{2})|(?<![A-Za-z])[A-Za-z]{2,}(?![A-Za-z])(?:\^\{?[23]\}?)?|-(?=[A-Za-z]{3}))+"
 )
 _HEAD = re.compile(r"[-+]?(?:\d[\d, ]*\d|\d)?(?:\.\d+)?(?:e[+-]?\d+)?(?:/\d+)?|[-+]?(?:\d+ )?\d+/\d+")
 
 
 def _quantity(text: str, depth: int) -> Kind | None:
+    if len(text) > _MAX_QUANTITY:
+        return None
     currency = _CURRENCY.fullmatch(text)
     if currency is not None:
         inner = _kind(f"{currency['sign']}{currency['head']}", depth + 1)
@@ -424,7 +445,9 @@ def _is_unit(tail: str) -> bool:
     r"""True if what follows a number is a unit and not a factor: `\text{...}`, %, a degree sign, a known symbol, or words
     of three letters at least after a space. Letters alone are never units."""
     marked = re.sub(r"\\text\{\s*([^{}]*)\}", "", tail)
-    if re.search(r"\\text\{\s*(?:or|and|if|i|e|pi)\s*\}", tail):
+    if re.search(r"\\text\{\s*(?:or|and|if|i|e|pi)\s*\}", tail) or _NEGATED.search(tail):
+        return False
+    if re.match(r"\s*(?:squared|cubed|to the|over)\b", tail):
         return False
     words = re.findall(r"[A-Za-z]+(?:\^\{?\d\}?)?(?:/[A-Za-z]+)?", re.sub(r"\\[a-zA-Z]+", "", marked))
     plain = [re.sub(r"[{}]", "", word) for word in words]
@@ -438,7 +461,12 @@ def _is_unit(tail: str) -> bool:
     return (tail[:1] in " -/%" or unit_words(plain[0])[0:1] != (plain[0],)) and longest >= 3 and len(plain[0]) != 1
 
 
-_NEGATED = re.compile(r"\b(?:not|never|no longer|isn't|neither|or|between|either|nor|except)\b|\bthan\b[^.]*\d", re.I)
+_NEGATED = re.compile(r"\b(?:not|never|no longer|isn't|neither|or|between|either|nor|except|wrong|incorrect|anything|false|unknown|(?:plus|minus|times|divided|hundreds?|thousands?|millions?|billions?|trillions?|dozens?|and a half|halves|thirds|fourths|factorial|choose|mod|modulo))\b|\bthan\b[^.]*\d", re.I)
+_OTHERWISE = re.compile(
+    r"\b(?:half|twice|thrice|doubled?|tripled?|quarter|third|less|more|fewer|greater|least|most|under|over|below|above|than|"
+    r"up|minus|plus|times|multiple|factors?|root|square|cube|log|negative|without|base|if|percent|every|per)\b",
+    re.I,
+)
 _PHRASE_NUMBER = re.compile(
     r"(?<![\w.^_\\])-?(?:\\(?:dollar|euro|pound) ?)?-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?: ?\d+/\d+|/\d+)?(?![\d^_(]|[a-zA-Z](?![a-zA-Z]))"
 )
@@ -471,8 +499,11 @@ def _stated(plain: str) -> Scalar | Quantity | None:
     if len(found) != len(re.findall(r"\d[\d,./ ]*", plain)) and len(found) < 1:
         return None
     first = found[0]
+    before = plain[: first.start()]
+    if _OTHERWISE.search(before) or not re.fullmatch(r"[A-Za-z' ,:]*", before):
+        return None
     rest = plain[first.end() :]
-    if re.match(r"\s*(?:[-+*/^:,;&]\s*)?[\d\\$]|\s*[-+*/^_=]", rest) or (len(found) > 1 and not _apart(plain, found)):
+    if re.match(r"\s+(?:squared|cubed|to the|over)\b|\s*(?:[-+*/^:,;&]\s*)?[\d\\$]|\s*[-+*/^_=]", rest) or (len(found) > 1 and not _apart(plain, found)):
         return None
     read_number = _kind(first[0].strip(), _MAX_DEPTH)
     unit = unit_words(re.split(r"[.,;:]|\s(?:in|for|from|at|on|after|because|since|left|so|when|that|who|and|with)\b|\d", rest)[0])[:1]
