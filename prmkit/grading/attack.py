@@ -92,10 +92,11 @@ def strings(target: Target) -> Iterator[tuple[str, str]]:
 def _alternatives(gold: str) -> Iterator[str]:
     for other in {"0", "1", "x", "7"} - {gold.strip()}:
         yield from (f"{gold} or {other}", f"{other} or {gold}", f"{gold}, {other}", f"{other}, {gold}", f"{gold}; {other}")
-        yield from (f"{gold} and {other}", f"{gold}\\text{{ or }}{other}", f"{gold} {other} 1", f"either {gold} or {other}")
+        yield from (f"{gold} and {other}", f"{gold}\\text{{ or }}{other}", f"either {gold} or {other}")
         yield f"{gold} or {other} apples"
     yield from (f"not {gold}", f"not equal to {gold}", f"anything but {gold}", f"{gold} is wrong", f"less than {gold}")
-    yield from (f"{gold} {word}" for word in ("million", "thousand", "dozen", "squared", "plus 1", "minus 2", "times 3", "over 2"))
+    if not re.fullmatch(r"(?:\\text\{)?\(?[A-Z]\)?\}?", gold.strip()):  # after a choice letter, words are the choice
+        yield from (f"{gold} {word}" for word in ("million", "thousand", "dozen", "squared", "plus 1", "minus 2", "times 3", "over 2"))
     yield from (f"{gold} and a half", f"{gold} hundred apples", f"twice {gold}", f"half of {gold}", f"{gold} divided by 7")
     yield ", ".join(map(str, range(30)))
     yield " or ".join(map(str, range(30)))
@@ -104,9 +105,11 @@ def _alternatives(gold: str) -> Iterator[str]:
 
 def _changed(gold: str) -> Iterator[str]:
     yield from (f"(-\\infty,{gold}]", f"[{gold},\\infty)", f"[{gold},{gold}]", f"({gold},{gold})", f"x\\geq {gold}")
-    yield from (f"x\\leq {gold}", f"x\\neq {gold}", f"\\pm {gold}", f"{gold} \\pm 1", f"\\sim {gold}", f">{gold}")
+    yield from (f"x\\leq {gold}", f"x\\neq {gold}", f"{gold} \\pm 1", f"\\sim {gold}", f">{gold}")
     yield from (f"{gold}={gold}+1", f"{gold}+1={gold}", f"{gold}+1", f"({gold})+10^{{-12}}", f"({gold})+10^{{-60}}", f"{gold}.{gold}")
-    yield from (f"({gold})(1+10^{{-12}})", f"{gold}+x", f"{gold}+x-y", f"-({gold})+1", f"1/({gold})+7", f"{gold}{gold}")
+    if gold.strip() != "0":
+        yield from (f"({gold})(1+10^{{-12}})", f"\\pm {gold}", f"{gold} 3 1")
+    yield from (f"{gold}+x", f"{gold}+x-y", f"-({gold})+\\pi", f"1/({gold})+7", f"{gold}{gold}")
     yield from (f"\\{{x : x={gold}\\}} \\cup \\{{0\\}}", f"{gold} \\cup \\mathbb{{R}}", f"{gold}_2", f"{gold}_{{7}}", f"{gold}:1")
     yield from (f"f({gold})", f"|{gold}|+|x|", f"\\boxed{{{gold}}} or \\boxed{{0}}", f"{gold}/0", f"0\\cdot {gold}/0")
     for pattern, replacement in ((r"_\{?\d+\}?", ""), (r"_\{?\d+\}?", "_9"), (r"[\\{}()\[\], ]", ""), (r"-", ""), (r"\d", "7")):
@@ -145,16 +148,17 @@ def _members(gold: str) -> Iterator[str]:
 
 def _has_the_value(text: str, gold: str) -> bool:
     """True if a string is the gold answer by an independent reading."""
-    plain = [re.sub(r"\\left|\\right|[\s{}()$\\]|\bleft\b", "", value) for value in (text, gold)]
+    plain = [re.sub(r"\\left|\\right|\\text|\\mathrm|[\s{}()$\\]|\bleft\b", "", value) for value in (text, gold)]
     if plain[0] == plain[1]:
         return True
-    if re.fullmatch(r"[a-zA-Z](?:\([a-z]\))?=", plain[1].removesuffix(plain[0])) and plain[1].endswith(plain[0]):
+    if re.fullmatch(r"[a-zA-Z](?:[a-z])?=|[a-z]in", plain[1].removesuffix(plain[0])) and plain[1].endswith(plain[0]):
         return True  # the value of a name
     values = [_fraction(value) for value in (text, gold)]
     return values[0] is not None and values[0] == values[1]
 
 
 def _fraction(text: str) -> Fraction | None:
+    text = re.sub(r"\s*\\!\s*", "", text)
     text = re.sub(r"\\[dt]?frac\s*\{?(-?\d+)\}?\s*\{?(\d+)\}?", r"\1/\2", text.strip().strip("$"))
     text = re.sub(r"\\(?:text|mbox|mathrm)\{.*?\}(?:\^\{?\d\}?)?|\\\Z|\\(?:circ|%|\$|!)|[\^{}%]|(?<=\d),(?=\d{3}(?!\d))|[A-Za-z]\s*=", "", text).replace(" ", "")
     try:

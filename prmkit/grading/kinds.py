@@ -142,13 +142,29 @@ _EMPTY = {"\\emptyset", "\\{\\}", "\\text{empty set}", "empty set"}
 _REALS = {"\\mathbb{R}", "\\text{all real numbers}", "all real numbers", "\\text{all reals}", "all reals", "\\Bbb{R}"}
 
 
+_GOES_ON = re.compile(r"[-+*/^_=,;.:!|<>&)\]}?]|\\(?:pm|mp|cup|cap|in|neq|leq|geq)(?![a-zA-Z])|(?:\\text\{\s*)?(?:or|and)\b|\\boxed")
+
+
+def _is_choice_value(rest: str, item: Kind) -> bool:
+    """True if what follows a choice letter is the value of that choice, and nothing that changes the answer."""
+    if _GOES_ON.match(rest) or isinstance(item, Labelled | Relation):
+        return False
+    if isinstance(item, Words):
+        return re.search(r"[A-Za-z]{3}", item.text) is not None and not _NEGATED.search(item.text) and "\\" not in item.text
+    if isinstance(item, Group):
+        return item.kind not in ("list", "union")
+    return not (isinstance(item, Scalar) and item.tree[0] == "sym" and item.text.isupper())
+
+
 @lru_cache(maxsize=16384)
 def read(text: str) -> Kind:
     """The kind of a whole answer, as it was written."""
     label = _LABEL.match(text.strip()) or _LABEL_DOT.match(text.strip())
     if label is not None:
         rest = re.sub(r"\A(?:\\[ ,;:!]|~|\\quad)+", "", label[2])
-        return Labelled(label[1], _kind(normalise(rest), 0))
+        item = _kind(normalise(rest), 0)
+        if _is_choice_value(rest, item):
+            return Labelled(label[1], item)
     return _kind(normalise(text), 0)
 
 
@@ -503,6 +519,8 @@ def _stated(plain: str) -> Scalar | Quantity | None:
     if _OTHERWISE.search(before) or not re.fullmatch(r"[A-Za-z' ,:]*", before):
         return None
     rest = plain[first.end() :]
+    if re.search(r"[+*=_|<>]|\^(?![23{])|\bover\s+\d", rest):
+        return None
     if re.match(r"\s+(?:squared|cubed|to the|over)\b|\s*(?:[-+*/^:,;&]\s*)?[\d\\$]|\s*[-+*/^_=]", rest) or (len(found) > 1 and not _apart(plain, found)):
         return None
     read_number = _kind(first[0].strip(), _MAX_DEPTH)
