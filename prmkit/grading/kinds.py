@@ -463,7 +463,7 @@ def _is_unit(tail: str) -> bool:
     marked = re.sub(r"\\text\{\s*([^{}]*)\}", "", tail)
     if re.search(r"\\text\{\s*(?:or|and|if|i|e|pi)\s*\}", tail) or _NEGATED.search(tail):
         return False
-    if re.match(r"\s*(?:squared|cubed|to the|over)\b", tail):
+    if re.match(r"\s*(?:squared|cubed|to the (?:power|\w+(?:th|rd|nd|st))|over)\b", tail):
         return False
     words = re.findall(r"[A-Za-z]+(?:\^\{?\d\}?)?(?:/[A-Za-z]+)?", re.sub(r"\\[a-zA-Z]+", "", marked))
     plain = [re.sub(r"[{}]", "", word) for word in words]
@@ -477,7 +477,7 @@ def _is_unit(tail: str) -> bool:
     return (tail[:1] in " -/%" or unit_words(plain[0])[0:1] != (plain[0],)) and longest >= 3 and len(plain[0]) != 1
 
 
-_NEGATED = re.compile(r"\b(?:not|never|no longer|isn't|neither|or|between|either|nor|except|wrong|incorrect|anything|false|unknown|(?:plus|minus|times|divided|hundreds?|thousands?|millions?|billions?|trillions?|dozens?|and a half|halves|thirds|fourths|factorial|choose|mod|modulo))\b|\bthan\b[^.]*\d", re.I)
+_NEGATED = re.compile(r"\b(?:not|never|no longer|isn't|neither|or|either|nor|except|wrong|incorrect|anything|false|unknown|between\s+\\?\S*\d|times\s+\\?\S*\d|(?:plus|minus|divided|hundreds?|thousands?|millions?|billions?|trillions?|dozens?|and a half|halves|thirds|fourths|factorial|choose|mod|modulo))\b|\bthan\b[^.]*\d", re.I)
 _OTHERWISE = re.compile(
     r"\b(?:half|twice|thrice|doubled?|tripled?|quarter|third|less|more|fewer|greater|least|most|under|over|below|above|than|"
     r"up|minus|plus|times|multiple|factors?|root|square|cube|log|negative|without|base|if|percent|every|per)\b",
@@ -519,9 +519,9 @@ def _stated(plain: str) -> Scalar | Quantity | None:
     if _OTHERWISE.search(before) or not re.fullmatch(r"[A-Za-z' ,:]*", before):
         return None
     rest = plain[first.end() :]
-    if re.search(r"[+*=_|<>]|\^(?![23{])|\bover\s+\d", rest):
+    if re.search(r"[+*=_|<>]|\^(?![23{])|\bover\s+\d+\s*\Z", rest):
         return None
-    if re.match(r"\s+(?:squared|cubed|to the|over)\b|\s*(?:[-+*/^:,;&]\s*)?[\d\\$]|\s*[-+*/^_=]", rest) or (len(found) > 1 and not _apart(plain, found)):
+    if re.match(r"\s+(?:squared|cubed|to the (?:power|\w+(?:th|rd|nd|st))|over)\b|\s*(?:[-+*/^:,;&]\s*)?[\d\\$]|\s*[-+*/^_=]", rest) or (len(found) > 1 and not _apart(plain, found)):
         return None
     read_number = _kind(first[0].strip(), _MAX_DEPTH)
     unit = unit_words(re.split(r"[.,;:]|\s(?:in|for|from|at|on|after|because|since|left|so|when|that|who|and|with)\b|\d", rest)[0])[:1]

@@ -100,7 +100,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 _SPACE = re.compile(r"\s+")
-_LOOSE_SPACE = re.compile(r"(?<![\w,}.]) | (?![\w\\.])|(?<=[}]) (?=\d)")
+_LOOSE_SPACE = re.compile(r"(?<![\w,}.]) | (?![\w.]|\\(?:text|dollar|euro|pound))|(?<=[}]) (?=\d)")
 _COMMAND_SPACE = re.compile(r"(\\[a-zA-Z]+) (?=[a-zA-Z])")
 
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[1-9]\d{0,2}(?: \d{3})+(?:\.\d+)?")

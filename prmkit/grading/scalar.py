@@ -39,6 +39,7 @@ _TOKEN = re.compile(
 )
 _DIGITS_OF_LETTERS = re.compile(r"[abcdkmnpqrstuvwxyz]+|[A-Z]{1,2}")
 _OPERATOR = re.compile(r"[-+*/^=<>\d]|\\(?:frac|cdot|sqrt)")
+_ENGLISH = frozenset(("in", "is", "at", "on", "of", "to", "by", "or", "if", "as", "an", "it", "so", "be", "we", "he", "no"))
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -95,6 +96,8 @@ def _letters(word: str, text: str) -> list[tuple[str, str]]:
         return [("cmd", "\\infty" if word == "oo" else f"\\{word}")]
     if len(word) == 1:
         return [("sym", word)]
+    if word in _ENGLISH and f" {word} " in text:
+        raise _Fault
     for name in ("sqrt", "sin", "cos", "tan", "log", "ln", "pi"):
         if word.endswith(name) and len(word) - len(name) <= 2:
             return [*_letters(word.removesuffix(name), text), ("cmd", f"\\{name}")]
