@@ -69,6 +69,7 @@ benchmarks: setup ## the measurements of benchmarks/, one after the other
 	$(BIN)/python benchmarks/zero.py
 	$(BIN)/python benchmarks/preemption.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/first_hour.py
 
 clean: ## remove what was built, not the environment or runs/
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,8 +1,10 @@
 """What a first hour shows: documentation that runs, mistakes that are answered, settings that are taken as typed.
 
-Writes benchmarks/results/first_hour.json: commands of README and docs and how many of them fail, usual mistakes and the
-share answered in one line with status 2, seconds to a mistake in a config of `prm fit` (against importing torch in the
-same run), and overrides whose value is not the one that was typed.
+Writes benchmarks/results/first_hour.json: commands of README and docs that were run, smaller, and how many of them
+fail (the others are parsed by the tests of tests/docs); usual mistakes and the share answered in one line with status
+2; seconds to a mistake in a config of `prm fit` (against importing torch in the same run); and overrides whose value
+in the config is not the one that was typed: null for every optional key, another value for every number, truth value
+and text, of every shipped config of a fit.
 
     python benchmarks/first_hour.py
 """
@@ -21,10 +23,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prmkit.io import write_json
+from _doc_commands import run_commands
+from _environment import write_result
+
+from prmkit.errors import PrmkitError
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "first_hour.json"
 
 
 def load(name: str, file: str) -> ModuleType:
@@ -38,33 +42,10 @@ def load(name: str, file: str) -> ModuleType:
 
 
 def documents() -> dict[str, Any]:
-    """Run the tests of README's and the docs' blocks; a failing test counts with all its block's commands."""
+    """Run the commands of README and docs that can be run here."""
     pages = load("doc_commands", "docs/test_doc_commands.py")
-    counts = {
-        f"{block.page}:{block.line}": len(pages.commands(block))
-        for block in pages.BLOCKS
-        if block.language in pages.SHELLS
-    }
-    tests = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "--tb=no",
-        "-rf",
-        "-p",
-        "no:cacheprovider",
-        str(ROOT / "tests" / "docs"),
-    ]
-    ended = subprocess.run(tests, cwd=ROOT, capture_output=True, text=True, check=False)
-    failed = [line for line in ended.stdout.splitlines() if line.startswith("FAILED")]
-    lost = sum(counts.get(line.partition("[")[2].partition("]")[0], 1) for line in failed)
-    return {
-        "doc_blocks": len(pages.BLOCKS),
-        "doc_commands_run": sum(counts.values()),
-        "doc_commands_failed": lost,
-        "doc_tests": ended.stdout.strip().splitlines()[-1],
-    }
+    with tempfile.TemporaryDirectory() as name:
+        return run_commands(pages, Path(name))
 
 
 def mistakes() -> dict[str, Any]:
@@ -87,18 +68,44 @@ def mistakes() -> dict[str, Any]:
 
 
 def overrides() -> dict[str, Any]:
-    """Type `null` for every optional key of every shipped config of a fit; count the values that differ."""
+    """Type one value at a time over every shipped config of a fit; count the values that are not in the config then."""
     rules = load("settings_rules", "cli/test_settings_rules.py")
-    tried = silent = 0
+    tried = refused = silent = 0
     for name in rules.FIT_CONFIGS:
+        file = rules.shipped(name)
         top, _ = rules._signatures()
-        tree = rules.load_config(rules.shipped(name))
+        tree = rules.load_config(file)
+        typed: list[tuple[str, str, Any]] = []
         for part in ("trainer", "model", "data"):
-            for key in rules.optional_keys(top.settings[part].kind, part, tree[part]):
-                tried += 1
-                typed = rules.fit("--config", str(rules.shipped(name)), f"--{key}", "null")
-                silent += rules.enter(typed, key) is not None
-    return {"overrides_tried": tried, "silent_overrides": silent}
+            typed += [(key, "null", None) for key in rules.optional_keys(top.settings[part].kind, part, tree[part])]
+            typed += _others(part, tree[part])
+        for key, text, value in typed:
+            tried += 1
+            try:
+                found = rules.enter(rules.fit("--config", str(file), f"--{key}={text}"), key)
+            except PrmkitError:
+                refused += 1
+            else:
+                silent += found != value or type(found) is not type(value)
+    return {"overrides_tried": tried, "overrides_refused": refused, "silent_overrides": silent}
+
+
+def _others(key: str, node: Any) -> list[tuple[str, str, Any]]:
+    """(key, text, value) for every number, truth value and text below a key: another one of its type."""
+    if isinstance(node, dict):
+        items = ((name, value) for name, value in node.items() if name != "class_path")
+        return [found for name, value in items for found in _others(f"{key}.{name}", value)]
+    if isinstance(node, list):
+        return [found for index, value in enumerate(node) for found in _others(f"{key}.{index}", value)]
+    if isinstance(node, bool):
+        return [(key, str(not node).lower(), not node)]
+    if isinstance(node, int):
+        return [(key, str(node + 1), node + 1)]
+    if isinstance(node, float):
+        return [(key, repr(node / 2), node / 2)]
+    if isinstance(node, str) and not node.startswith("${"):
+        return [(key, f"{node}_1e3", f"{node}_1e3")]
+    return []
 
 
 def seconds(arguments: list[str], repeats: int) -> tuple[float, float]:
@@ -120,19 +127,22 @@ def main() -> None:
     fit = [str(Path(sys.executable).with_name("prm")), "fit", "--config", "configs/prm/accumulator.yaml"]
     wall, busy = seconds([*fit, "--model.optimizer.lr", "fast"], repeats)
     torch_wall, torch_busy = seconds([sys.executable, "-c", "import torch, lightning.pytorch, transformers"], repeats)
-    result = {
-        "schema": 1,
-        "command": "python benchmarks/first_hour.py",
+    figures = {
         **documents(),
         **mistakes(),
         **overrides(),
         "seconds_to_config_error_fit": wall,
+    }
+    protocol = {
+        "command": "python benchmarks/first_hour.py",
+        "repeats": repeats,
         "cpu_seconds_to_config_error_fit": busy,
         "seconds_to_import_torch_lightning_transformers": torch_wall,
         "cpu_seconds_to_import_torch_lightning_transformers": torch_busy,
     }
-    write_json(RESULT, result)
-    for name, value in result.items():
+    packages = ("prmkit", "torch", "lightning", "transformers", "jsonargparse")
+    print(write_result("first_hour", figures, packages, protocol=protocol))
+    for name, value in {**figures, **protocol}.items():
         print(f"{name:52} {value}")
 
 

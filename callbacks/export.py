@@ -75,6 +75,7 @@ class ExportPretrained(Callback):
         self._export(trainer, pl_module)
 
     def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_target("export.dirpath", self.dirpath)  # again: on every process, so that none waits for the first
         if trainer.is_global_zero or is_sharded(pl_module):  # divided weights are put together by all
             cast(_Exports, pl_module).export_pretrained(self.dirpath, self.weight_version)
         trainer.strategy.barrier("export_pretrained")

@@ -58,7 +58,7 @@ class FitProgress(ProgressBar):
         self._enabled = True
         self._line: ProgressLine | None = None
         self._text = self._validated = ""
-        self._text_time = -math.inf
+        self._text_time = self._sampled_time = -math.inf
         self._tokens: Tensor | int = 0
         self._seconds, self._since = 0.0, 0.0
 
@@ -73,7 +73,18 @@ class FitProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = trainer.estimated_stepping_batches
         self._open("fit", int(steps) if math.isfinite(steps) and steps > 0 else None, trainer.global_step)
+        data: Any = getattr(trainer, "datamodule", None)
+        if self._line is not None and hasattr(data, "watch"):
+            data.watch = lambda done, total: self._sampled(trainer, done, total)
         self._tokens, self._seconds = 0, 0.0
+
+    def _sampled(self, trainer: Trainer, done: int, total: int) -> None:
+        """Show how far the sampling of an iteration has come, which may take much longer than a step."""
+        now = time.monotonic()
+        if self._line is not None and (done == total or now - self._sampled_time >= _SECONDS_BETWEEN_TEXTS):
+            self._sampled_time = now
+            text = f"sampling: {done} of {total} prompts"
+            self._line.advance(f"{text}; {self._text}" if self._text else text, trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.monotonic()

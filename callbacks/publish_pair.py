@@ -17,9 +17,10 @@ from prmkit.errors import ConfigError
 from prmkit.models import resolve_folder
 from prmkit.weights import Kind, check_kind
 from registry import Card, Manifest, Publication, Registry, read_metrics, record_recipe
-from registry.errors import GateRefusedError
+from registry.errors import GateRefusedError, NotFoundError
 from registry.hub import check_hub_layout, write_hub_layout
 from registry.publish import content_key
+from registry.pull import PulledPair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,9 +122,10 @@ class PublishPair(Callback):
             logger.info("published %s in %s", manifest.ref, store.storage.url)
             self._name(store, manifest)
             if self.wandb:
-                log_to_wandb(trainer.loggers, manifest, policy, prm)
+                log_to_wandb(trainer.loggers, manifest, policy, prm, _parent_of(store, manifest))
         if self.hub_layout is not None:
-            write_hub_layout(store.checkout(manifest.ref), self.hub_layout)
+            pulled = store.checkout(manifest.ref)
+            write_hub_layout(pulled, self.hub_layout, heritage=store.heritage(manifest.ref))
 
     def _name(self, store: Registry, manifest: Manifest) -> None:
         if self.alias is None:
@@ -137,19 +139,54 @@ class PublishPair(Callback):
             logger.warning("%s", refusal)
 
 
-def log_to_wandb(loggers: list[Any], manifest: Manifest, policy: Path, prm: Path) -> None:
-    """Log a pair as an artifact of type `pair`, named as the pair is, with its manifest as metadata."""
+def log_to_wandb(
+    loggers: list[Any], manifest: Manifest, policy: Path, prm: Path, parent: PulledPair | None = None
+) -> None:
+    """Log a pair as an artifact of type `pair`, named as the pair is, with its manifest as metadata.
+
+    The version it was made from is what the run used, so that W&B shows the lineage: the same files under the same name
+    are the same artifact there, logged before or not.
+    """
+    experiment = next(log.experiment for log in loggers if isinstance(log, WandbLogger))
+    if parent is not None:
+        used = _artifact(parent.manifest, parent.policy, parent.prm)
+        _use(experiment, used, [f"registry-{parent.manifest.version}"])
+    experiment.log_artifact(_artifact(manifest, policy, prm), aliases=["latest", f"registry-{manifest.version}"])
+
+
+def _artifact(manifest: Manifest, policy: Path, prm: Path) -> Any:
     import wandb
 
-    experiment = next(log.experiment for log in loggers if isinstance(log, WandbLogger))
     artifact = wandb.Artifact(
         manifest.pair, type="pair", description=manifest.card.summary or None, metadata=_metadata(manifest)
     )
-    artifact.add_dir(str(policy), name="policy")
-    artifact.add_dir(str(prm), name="prm")
+    for member, folder in (("policy", policy), ("prm", prm)):
+        for file in manifest.files(member):
+            artifact.add_file(str(folder / file.path), name=f"{member}/{file.path}")
     with artifact.new_file("pair.json", mode="wb") as file:
         file.write(manifest.to_bytes())
-    experiment.log_artifact(artifact, aliases=["latest", f"registry-{manifest.version}"])
+    return artifact
+
+
+def _use(experiment: Any, artifact: Any, aliases: list[str]) -> None:
+    """`use_artifact`, which wandb refuses offline; the record that it writes is then written here, for `wandb sync`."""
+    if not experiment.settings._offline:
+        experiment.use_artifact(artifact, aliases=aliases)
+    elif hasattr(experiment, "_log_artifact"):
+        experiment._log_artifact(artifact, aliases=aliases, is_user_created=True, use_after_commit=True)
+    else:
+        logger.warning("wandb offline: the run does not say that it used %s", artifact.metadata["ref"])
+
+
+def _parent_of(store: Registry, manifest: Manifest) -> PulledPair | None:
+    """The version that another was made from; None where there is none, or the registry has it no more."""
+    if manifest.parent is None:
+        return None
+    try:
+        return store.checkout(manifest.parent)
+    except NotFoundError as error:
+        logger.warning("wandb: no lineage from %s: %s", manifest.parent, error)
+        return None
 
 
 def _metadata(manifest: Manifest) -> Mapping[str, Any]:

@@ -46,11 +46,18 @@ class ResumeSettings(Callback):
 
     def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
         self.settings = dict(settings or {})
-        self.found: dict[str, Any] = {}  # what the checkpoint's ResumeSettings had written; `prm fit` looks ahead
+        self.found: dict[str, Any] = {}  # what was recorded in the checkpoint
+        self._path: str | None = None
         self._position = (0, 0, 0)  # epochs, batches of the next one, optimiser steps
         self._groups: list[list[dict[str, Any]]] = []
         self._schedules: list[dict[str, Any]] = []
         self._record: dict[str, Any] = {}
+
+    def expect(self, path: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Name the checkpoint that will be loaded; returns what was recorded in it. Under ZeRO it is loaded only after
+        the optimisers' shards are."""
+        self._path, self.found = path, dict(checkpoint.get(RECORD, {}))
+        return self.found
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[RECORD] = {
@@ -86,8 +93,7 @@ class ResumeSettings(Callback):
             "optimizers": [_class_name(each) for each in trainer.optimizers],
             "shapes": {name: list(_shape(weight)) for name, weight in pl_module.named_parameters()},
         }
-        if trainer.ckpt_path is not None:
-            _check(self._record, self.found, trainer.ckpt_path)
+        _check(self._record, self.found, self._path or trainer.ckpt_path)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 
 from prmkit.errors import ConfigError
 from prmkit.io import write_atomic
@@ -17,7 +18,8 @@ __all__ = ["RolloutSamples", "describe_rollout", "draw_scores"]
 
 
 class RolloutSamples(Callback):
-    """Writes `iteration-NNNNN.txt`, `.jsonl` and (where a PRM scores) `.png`, and shows text to loggers that take it.
+    """Writes `iteration-NNNNN.txt`, `.jsonl` and (where a PRM scores) `.png`, and shows text to loggers that take it, a
+    table to W&B.
 
     Args:
         dirpath: the folder.
@@ -60,8 +62,23 @@ class RolloutSamples(Callback):
             draw_scores(rollouts, place.with_suffix(".png"))
         for logger in trainer.loggers:
             experiment = getattr(logger, "experiment", None)
-            if experiment is not None and hasattr(experiment, "add_text"):
+            if isinstance(logger, WandbLogger):
+                logger.log_table("rollout/samples", *_table(rollouts, iteration))
+            elif experiment is not None and hasattr(experiment, "add_text"):
                 experiment.add_text("rollout/samples", f"```\n{text}\n```", trainer.global_step)
+
+
+def _table(rollouts: Sequence[Rollout], iteration: int) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows for a table of W&B: a solution a row, steps and their scores a line each."""
+    parts = sorted({name for rollout in rollouts for name in rollout.parts})
+    shown = ["problem_id", "question", "answer", "steps", "scores", "finish", "reward"]
+    rows = []
+    for rollout in rollouts:
+        record = _record(rollout)
+        record["steps"] = "\n".join(record["steps"])
+        record["scores"] = "\n".join(f"{score:.3f}" for score in record["scores"] or ())
+        rows.append([iteration, *(record[name] for name in shown), *(rollout.parts.get(name) for name in parts)])
+    return ["iteration", *shown, *parts], rows
 
 
 def describe_rollout(rollout: Rollout) -> str:

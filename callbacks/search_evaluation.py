@@ -25,7 +25,7 @@ from prmkit.search.rows import SearchRow
 from prmkit.search.runner import RunParams, search_all
 from prmkit.tasks import get_task
 from prmkit.types import Grader, Problem, SamplingParams, Task, VerifiableTask
-from prmkit.weights import check_kind
+from prmkit.weights import Kind, check_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,8 +140,10 @@ class SearchEvaluation(Callback):
                 raise ConfigError("search_evaluation.policy", None, "a policy's folder: a PRM is being trained")
         elif guided and self.prm is None:
             raise ConfigError("search_evaluation.prm", None, f"a PRM's folder: {guided[0]} is guided by one")
-        if not _trains_prm(pl_module) and self.prm is not None:
-            check_kind("search_evaluation.prm", self.prm, resolve_folder(self.prm), "prm")
+        fixed: Kind = "policy" if _trains_prm(pl_module) else "prm"
+        path = self.policy if fixed == "policy" else self.prm
+        if path is not None:
+            check_kind(f"search_evaluation.{fixed}", path, resolve_folder(path), fixed)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -7,6 +7,7 @@ middle of an iteration goes on exactly. All randomness is derived from (seed, nu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -137,6 +138,7 @@ class ExperienceDataModule(LightningDataModule):
         self._restored: dict[str, Any] | None = None
         self._position = 0
         self.rollouts: list[Rollout] = []
+        self.watch: Callable[[int, int], None] | None = None
 
     def setup(self, stage: str) -> None:
         """Open the problems, and refuse what does not fit together, before any model is built.
@@ -280,7 +282,12 @@ class ExperienceDataModule(LightningDataModule):
             )
             precision = self.trainer.precision_plugin.forward_context
             self._worker = RolloutWorker(self._learner, self._task.grader, precision, options)
+            self._worker.watch = self._watched
         return self._worker
+
+    def _watched(self, done: int, total: int) -> None:
+        if self.watch is not None:
+            self.watch(done, total)
 
     def _evaluation_loader(self) -> EvaluationLoader | list[Any]:
         if not self._examined:

@@ -7,6 +7,7 @@ older policy. What is asked of the module is in `Learner`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -183,6 +184,7 @@ class RolloutWorker:
 
     Attributes:
         rollouts: of the last iteration on this rank, kept groups only.
+        watch: called while an iteration is sampled with the number of groups sampled, and of how many.
 
     Raises:
         ConfigError: no room for solutions in the model's context.
@@ -214,6 +216,7 @@ class RolloutWorker:
         self._group: dist.ProcessGroup | None = None
         self.ahead: SamplingAhead | None = None
         self.rollouts: list[Rollout] = []
+        self.watch: Callable[[int, int], None] = lambda _done, _total: None
 
     def close(self) -> None:
         """End the grader's processes, and the engine."""
@@ -383,8 +386,15 @@ class RolloutWorker:
     def _sample(self, engine: Engine, prompts: list[tuple[int, Problem]]) -> list[Group]:
         sampling = SamplingParams(self._options.max_tokens, self._learner.temperature)
         size, seed = self._learner.group_size, self._options.seed
+        done = itertools.count(1)
+        ahead = self.ahead is not None  # another thread samples then, beside training
+
+        def on_group() -> None:
+            if not ahead:
+                self.watch(next(done), len(prompts))
+
         with torch.inference_mode():
-            return asyncio.run(roll_out(prompts, engine, self._judge, size, sampling, seed))
+            return asyncio.run(roll_out(prompts, engine, self._judge, size, sampling, seed, on_group))
 
     def _token_scores(self, rollouts: Sequence[Rollout]) -> dict[str, list[tuple[float, ...]]]:
         """For the parts of the reward that fall on tokens; see `Judge`."""

@@ -88,7 +88,7 @@ class Feeds(Generic[T]):
             self._batch.check_step(trainer.world_size, int(trainer.accumulate_grad_batches))
         first, *others = _STAGES[stage]
         if not self._sources.get(first):
-            raise ConfigError(f"data.{first}", [], f"at least one source, to {stage}")
+            raise ConfigError(f"data.{first}", [], f"at least one source, for `prm {getattr(stage, 'value', stage)}`")
         for name in (first, *others):
             if self._sources[name] and not self._sources[name][0].streaming:
                 self._mixture(name)

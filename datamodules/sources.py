@@ -17,7 +17,7 @@ import numpy.typing as npt
 from prmkit.annotation.formats import RecordFormat
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import expand_paths
-from prmkit.json_objects import one_object_a_line, parse_json_line, read_spans
+from prmkit.json_objects import one_object_a_line, parse_json_line, read_spans, skip_mark
 from prmkit.seeding import derive_seed
 from prmkit.tasks import get_task
 from prmkit.types import Problem, Task, VerifiableTask
@@ -194,9 +194,10 @@ class JsonlSource:
 
 def _index_lines(file: Path, digest: hashlib.blake2b) -> Sizes:
     """[N, 3] offset, bytes and line number of the lines that are not blank. The file goes into the digest."""
-    bounds, inked, carried = [np.zeros(1, np.int64)], [np.empty(0, np.bool_)], False
-    place = 0
+    inked, carried = [np.empty(0, np.bool_)], False
     with file.open("rb") as stream:
+        place = skip_mark(stream)
+        bounds = [np.array([place], np.int64)]
         while block := stream.read(_CHUNK):
             digest.update(block)
             chunk = np.frombuffer(block, np.uint8)

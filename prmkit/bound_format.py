@@ -243,11 +243,20 @@ class BoundStepFormat:
     def _controls(self, used: set[int]) -> frozenset[int]:
         """Ids that questions and steps must not give: special tokens, and the added tokens that the format uses.
 
-        Other added tokens are what models write (`<think>`); the unknown token is what ordinary text becomes.
+        Other added tokens are what models write (`<think>`); the unknown token is what ordinary text becomes. A token
+        that the format does not use, and whose text the vocabulary cannot spell otherwise (`<pad>` among single digits
+        and signs), stays what it is: unknown tokens in its place would hide what the policy wrote.
         """
-        known = added_tokens(self.tokenizer)
-        special = {token for token, added in known.items() if getattr(added, "special", False)}
-        return frozenset((special - {self.tokenizer.unk_token_id}) | (used & set(known)))
+        known, unknown = added_tokens(self.tokenizer), self.tokenizer.unk_token_id
+        if self.spec.policy.bos or self.spec.prm.bos:
+            used = used | {self.tokenizer.bos_token_id}
+        special = {token for token, added in known.items() if getattr(added, "special", False)} - {unknown}
+        unspellable = {
+            token
+            for token in special - used
+            if unknown in TextEncoder(self.tokenizer, {token}).encode(("", str(known[token]), ""))
+        }
+        return frozenset((special - unspellable) | (used & set(known)))
 
     def _known(self, text: str, where: str) -> list[int]:
         ids = self._own.encode((text,))

@@ -16,14 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from prmkit.errors import ConfigError, DataError
+from prmkit.errors import ConfigError, DataError, PrmkitError
 from prmkit.io import read_json, write_json
+from prmkit.items import Items
 from prmkit.ownership import check_outputs
 
 __all__ = ["ChunkedOutput", "encode_lines", "meta_path"]
 
 _SCHEMA = 1
-_OWN = ("schema", "complete", "progress", "settings")
+_OWN = ("schema", "complete", "progress", "settings", "items", "before_last")
 
 
 def meta_path(path: str | Path) -> Path:
@@ -48,18 +49,22 @@ class ChunkedOutput:
             same.
         overwrite: begin anew, whatever an earlier run has left.
         companion: a second JSON-lines file, for records that belong to the chunks but not into the first.
+        items: what the chunks are made from. An existing output must have been made from the same, or from the first
+            of them: then it is extended, and a last chunk that was not full is made again. None checks nothing.
 
     Attributes:
         chunks: whole chunks in the file.
         lines: lines in the file.
         state: what the caller gave with the last chunk, `{}` before the first: running totals, say. Its keys stand in
             the meta file beside `schema`, `complete`, `progress` and `settings`, which they may not repeat.
-        complete: `finish` was called.
+        complete: `finish` was called, and there are no further items.
+        extended_from: items that an output which is extended was made from; None when it is not.
 
     Raises:
-        ConfigError: the output exists with other settings; the first that differs is named.
-            Or one of the files is there without its meta file: somebody else wrote it.
-        DataError: the file is shorter than its meta file says, or is being written by another process.
+        ConfigError: the output exists with other settings, the first of which is named, or with more items; or one of
+            the files is there without its meta file: somebody else wrote it.
+        DataError: it exists with items of other content, is shorter than its meta file says, or is being written by
+            another process.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class ChunkedOutput:
         *,
         overwrite: bool = False,
         companion: str | Path | None = None,
+        items: Items | None = None,
     ) -> None:
         self.path = Path(path)
         self.companion = None if companion is None else Path(companion)
@@ -79,16 +85,42 @@ class ChunkedOutput:
         if known:
             self._check(meta)
         check_outputs("output", self.path, self._files(), meta_path(self.path))
-        progress = meta.get("progress", {})
-        self.chunks = int(progress.get("chunks", 0))
-        self.lines = int(progress.get("lines", 0))
         self.complete = bool(meta.get("complete", False))
-        self.state: dict[str, Any] = {name: value for name, value in meta.items() if name not in _OWN}
-        self._bytes = int(progress.get("bytes", 0))
-        self._companion_bytes = int(progress.get("companion_bytes", 0))
+        self.extended_from: int | None = None
+        self._items = None if items is None else items.to_json()
+        self._before_last = meta.get("before_last")
+        state = {name: value for name, value in meta.items() if name not in _OWN}
+        self._take(meta.get("progress", {}), state)
         self._file = self._open(self.path, self._bytes)
         self._beside = None if self.companion is None else self._open(self.companion, self._companion_bytes)
+        if known and items is not None:
+            self._extend(items, meta.get("items"))
         self._save(self.state)
+        for appended, size in ((self._file, self._bytes), (self._beside, self._companion_bytes)):
+            if appended is not None:
+                appended.truncate(size)  # after the meta file, which may acknowledge less, never more, than there is
+
+    def _take(self, progress: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Be where a progress says."""
+        self.chunks = int(progress.get("chunks", 0))
+        self.lines = int(progress.get("lines", 0))
+        self.state: dict[str, Any] = dict(state)
+        self._bytes = int(progress.get("bytes", 0))
+        self._companion_bytes = int(progress.get("companion_bytes", 0))
+
+    def _extend(self, items: Items, held: Mapping[str, Any] | None) -> None:
+        """Check the items, and go back behind the last full chunk when there are more than there were."""
+        try:
+            kept = items.kept_chunks(held, self.path)
+        except PrmkitError:
+            self.close()
+            raise
+        if held is not None and held["count"] < len(items.keys):
+            self.extended_from, self.complete = held["count"], False
+        if self.chunks > kept:
+            before = self._before_last or {}
+            self._take(before.get("progress", {}), before.get("state", {}))
+            self._before_last = None
 
     def _files(self) -> list[Path]:
         return [self.path] if self.companion is None else [self.path, self.companion]
@@ -107,7 +139,6 @@ class ChunkedOutput:
                 f"{path}: {size} bytes, but {meta_path(self.path).name} acknowledges {acknowledged}; the file was "
                 f"cut or replaced. Restore it, or begin anew with overwrite."
             )
-        file.truncate(acknowledged)
         return file
 
     def _check(self, meta: Mapping[str, Any]) -> None:
@@ -139,6 +170,8 @@ class ChunkedOutput:
         if beside and self._beside is None:
             raise ValueError("records for a companion file, but the output has none")
         data, data_beside = encode_lines(records), encode_lines(beside)  # a ValueError comes before anything is written
+        if self._items is not None:
+            self._before_last = {"progress": self._progress(), "state": self.state}
         self._bytes += _write(self._file, data)
         if self._beside is not None:
             self._companion_bytes += _write(self._beside, data_beside)
@@ -155,11 +188,13 @@ class ChunkedOutput:
         if repeated := set(_OWN) & set(state):
             raise ValueError(f"the state may not hold {sorted(repeated)}")
         self.state = dict(state)
+        meta = {"schema": _SCHEMA, "complete": self.complete, "progress": self._progress(), "settings": self.settings}
+        own = {"items": self._items, "before_last": self._before_last}
+        write_json(meta_path(self.path), meta | {name: value for name, value in own.items() if value} | self.state)
+
+    def _progress(self) -> dict[str, int]:
         progress = {"chunks": self.chunks, "lines": self.lines, "bytes": self._bytes}
-        if self.companion is not None:
-            progress["companion_bytes"] = self._companion_bytes
-        meta = {"schema": _SCHEMA, "complete": self.complete, "progress": progress, "settings": self.settings}
-        write_json(meta_path(self.path), meta | self.state)
+        return progress if self.companion is None else progress | {"companion_bytes": self._companion_bytes}
 
     def close(self) -> None:
         self._file.close()

@@ -19,7 +19,8 @@ from typing import Any
 
 from prmkit.errors import ConfigError
 from prmkit.io import read_json, write_atomic, write_json
-from prmkit.ownership import check_outputs
+from prmkit.items import Items
+from prmkit.ownership import check_outputs, remove_file
 
 __all__ = ["ClaimFolder"]
 
@@ -31,12 +32,17 @@ class ClaimFolder:
         folder: shared by the workers; made when it is not there.
         settings: everything that decides the content, as JSON values; all workers must have the same.
         chunks: how many there are.
+        items: what the chunks are made from; None checks nothing. When all chunks of the first of them are done, the
+            folder is extended, and a last chunk that was not full is made again.
 
     Raises:
-        ConfigError: the folder belongs to a run with other settings.
+        ConfigError: the folder belongs to a run with other settings, or with another number of items.
+        DataError: it belongs to a run with items of other content.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any], chunks: int) -> None:
+    def __init__(
+        self, folder: str | Path, settings: Mapping[str, Any], chunks: int, items: Items | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.chunks = chunks
         self._held: dict[int, int] = {}
@@ -45,6 +51,8 @@ class ClaimFolder:
         self._looked = 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
         own = json.loads(json.dumps({"settings": settings, "chunks": chunks}))
+        if items is not None:
+            own["items"] = items.to_json()
         with _Lock(self.folder / "settings.lock"):
             path = self.folder / "settings.json"
             if not path.exists():
@@ -52,6 +60,10 @@ class ClaimFolder:
                 check_outputs("output", self.folder, others, path)
                 write_json(path, own)
             elif (there := read_json(path)) != own:
+                if items is not None and there["settings"] == own["settings"]:
+                    self._extend(items, there)
+                    write_json(path, own)
+                    return
                 theirs, ours = there["settings"] | {"chunks": there["chunks"]}, own["settings"] | {"chunks": chunks}
                 name = next(key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key))
                 raise ConfigError(
@@ -60,6 +72,19 @@ class ClaimFolder:
                     f"{theirs.get(name)!r}, with which {self.folder} was begun",
                     "Workers of one run need the same settings; give another output to begin another run.",
                 )
+
+    def _extend(self, items: Items, there: Mapping[str, Any]) -> None:
+        """Make a finished folder one of more items: what is not full any more is to be done again."""
+        delete = f"Give another output, or delete {self.folder} and the output."
+        kept, chunks = items.kept_chunks(there.get("items"), self.folder, delete), int(there["chunks"])
+        if not all(self.done(chunk) for chunk in range(chunks)):
+            raise ConfigError(
+                f"number of {items.what}", len(items.keys), f"{there['items']['count']}, until {self.folder} is done",
+                "Finish that run first; then a larger one extends it.",
+            )  # fmt: skip
+        with self.gathering():  # nobody is reading the chunks
+            for chunk in range(kept, chunks):
+                remove_file(self._path(chunk, "json"))
 
     def claim(self) -> int | None:
         """The first chunk that is neither done nor held by anybody; None when there is none at the moment."""

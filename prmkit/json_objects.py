@@ -28,6 +28,7 @@ __all__ = [
     "read_objects",
     "read_spans",
     "shown",
+    "skip_mark",
 ]
 
 _BLOCK = 1 << 20  # bytes read at once where objects go over several lines
@@ -124,6 +125,7 @@ def read_objects(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield span.where(path), span.value
         return
     with path.open("rb") as file:
+        skip_mark(file)
         for number, line in enumerate(file, start=1):
             if line.strip():
                 where = f"{path}:{number}"
@@ -138,7 +140,7 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
 def one_object_a_line(path: Path) -> bool:
     """True unless the file is a list, or its first object goes over several lines or shares its line with another."""
     with path.open("rb") as file:
-        _skip_mark(file)
+        skip_mark(file)
         sign = b" "
         while sign.isspace():
             sign = file.read(1)
@@ -183,7 +185,7 @@ def read_spans(path: Path) -> Iterator[Span]:
         yield from _Spans(path, file).read()
 
 
-def _skip_mark(file: BinaryIO) -> int:
+def skip_mark(file: BinaryIO) -> int:
     """Go behind the byte order mark; returns its bytes."""
     size = len(_MARK) if file.read(len(_MARK)) == _MARK else 0
     file.seek(size)
@@ -198,7 +200,7 @@ class _Spans:
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogatepass")
         self._scan = json.JSONDecoder().raw_decode
         self._text, self._at, self._line, self._number = "", 0, 1, 0
-        self._byte = _skip_mark(file)
+        self._byte = skip_mark(file)
 
     def read(self) -> Iterator[Span]:
         opened: int | None = None  # the line of the list that is being read
@@ -237,9 +239,10 @@ class _Spans:
                 value, end = self._scan(self._text, self._at)
                 break
             except json.JSONDecodeError as error:
+                passed = self._text.count("\n", self._at, error.pos)
                 cut = error.pos > len(self._text) - _SLACK or error.msg.startswith("Unterminated")
                 if not (cut and self._fill()):
-                    self._line += error.lineno - 1 - self._text.count("\n", 0, self._at)
+                    self._line += passed
                     self._refuse(f"malformed JSON: {error.msg}", number)
             except (ValueError, RecursionError) as error:
                 self._refuse(f"malformed JSON: {_fault(error)}", number)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
-__all__ = ["checkpoint_follows", "quiet_libraries", "weights_follow"]
+__all__ = ["checkpoint_follows", "quiet_libraries", "warn_of_earlier_run", "weights_follow"]
+
+logger = logging.getLogger(__name__)
 
 _DROPPED = {
     "lightning.pytorch.utilities.rank_zero": (
@@ -33,6 +36,7 @@ _DROPPED = {
 _WARNINGS = (
     r".*LeafSpec.* is deprecated",  # Lightning's own use of torch
     r".*resuming from a checkpoint that ended before the epoch ended",  # the data modules keep positions themselves
+    r"Checkpoint directory .* exists and is not empty",  # any file counts; `warn_of_earlier_run` looks for checkpoints
 )
 _follows: ContextVar[bool] = ContextVar("checkpoint_follows", default=False)
 
@@ -59,12 +63,17 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def warn_of_earlier_run(folders: Iterable[str | Path | None]) -> None:
+    """Warn of a fit that starts from the beginning in a folder of checkpoints."""
+    for folder in dict.fromkeys(str(folder) for folder in folders if folder is not None):
+        if next(Path(folder).glob("*.ckpt"), None) is not None:
+            text = "%s: holds checkpoints of an earlier run, and this one starts anew; `--ckpt_path last` continues it"
+            logger.warning(text, folder)
+
+
 @contextmanager
 def checkpoint_follows(follows: bool = True) -> Iterator[None]:
-    """Models that are built inside the block receive their weights from a checkpoint afterwards: new ones are no news,
-    nor is a folder that holds checkpoints."""
-    if follows:
-        warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+    """Models that are built inside the block receive their weights from a checkpoint: new weights are no news."""
     token = _follows.set(follows)
     try:
         yield

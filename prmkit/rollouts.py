@@ -222,12 +222,25 @@ def _total(reward: Reward | None) -> float | None:
 
 
 async def roll_out(
-    prompts: Sequence[tuple[int, Problem]], engine: Engine, judge: Judge, size: int, sampling: SamplingParams, seed: int
+    prompts: Sequence[tuple[int, Problem]],
+    engine: Engine,
+    judge: Judge,
+    size: int,
+    sampling: SamplingParams,
+    seed: int,
+    on_group: Callable[[], None] = lambda: None,
 ) -> list[Group]:
-    """Groups for (number, problem) prompts, in order, sampled together and judged together. See `sample_group`."""
-    groups = await asyncio.gather(
-        *(sample_group(problem, number, engine, size, sampling, seed) for number, problem in prompts)
-    )
+    """Groups for (number, problem) prompts, in order, sampled together and judged together. See `sample_group`.
+
+    `on_group` is called when a group is sampled.
+    """
+
+    async def sampled(number: int, problem: Problem) -> Group:
+        group = await sample_group(problem, number, engine, size, sampling, seed)
+        on_group()
+        return group
+
+    groups = await asyncio.gather(*(sampled(number, problem) for number, problem in prompts))
     judged = iter(await judge([rollout for group in groups for rollout in group]))
     return [tuple(next(judged) for _ in group) for group in groups]
 

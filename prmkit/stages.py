@@ -27,8 +27,9 @@ from prmkit.io import read_json, write_json
 from prmkit.ownership import check_outputs, move, remove_file
 from prmkit.processes import Exit, Job, run_processes
 
-__all__ = ["Stage", "StageResult", "StageRunner"]
+__all__ = ["STAGE", "Stage", "StageResult", "StageRunner"]
 
+STAGE = "PRMKIT_STAGE"  # environment variable: the name of the stage that a process is
 COMPLETE_FILE = ".complete.json"
 RECORD_FILE = ".stage.json"
 LOCK_FILE = ".lock"
@@ -277,7 +278,7 @@ class _Attempt:
 
     def job(self, write: Callable[[bytes], None] | None) -> Job:
         sinks = [self._file.write] if write is None else [self._file.write, write]
-        return Job(self.stage.argv, sinks, self.stage.environment, self.keep_time)
+        return Job(self.stage.argv, sinks, {**self.stage.environment, STAGE: self.stage.name}, self.keep_time)
 
     def keep_time(self, elapsed: float) -> None:
         seconds = self._before.seconds + elapsed

@@ -217,11 +217,9 @@ class StepFormat:
             if key not in ("name", *sides):
                 raise ConfigError(f"step_format.{key}", value[key], "the fields name, policy, prm")
         for side, kind in sides.items():
-            known = {f.name for f in fields(kind)}
-            for key in value.get(side, {}):
-                if key not in known:
-                    raise ConfigError(f"step_format.{side}.{key}", value[side][key], ", ".join(sorted(known)))
-            value[side] = kind(**value.get(side, {}))
+            given = value.get(side, {})
+            _check_fields(side, kind, given)
+            value[side] = kind(**given)
         return cls(**value)
 
     def save(self, directory: str | Path) -> None:
@@ -237,7 +235,43 @@ class StepFormat:
                 f"{path}: no such file. A model folder names its step format there; give one explicitly "
                 f"(one of: {', '.join(STEP_FORMATS)}) or write it with StepFormat.save."
             )
-        return cls.from_dict(read_json(path))
+        try:
+            return cls.from_dict(read_json(path))
+        except StepFormatError as error:
+            raise StepFormatError(f"{path}: {error}") from None
+
+
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "text"),
+    "bool": ((bool,), "true or false"),
+    "str | None": ((str, type(None)), "text or null"),
+}
+
+
+def _check_fields(side: str, kind: Any, given: Any) -> None:
+    """Refuse what is no mapping of a side's fields, or a value of another type; choices are checked by the side."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"step_format.{side}", given, "a mapping of fields")
+    known = {f.name: _TYPES.get(str(f.type)) for f in fields(kind)}
+    for key, value in given.items():
+        if key not in known:
+            raise ConfigError(f"step_format.{side}.{key}", value, ", ".join(sorted(known)))
+        types, words = known[key] or ((object,), "")
+        if not isinstance(value, types):
+            raise ConfigError(f"step_format.{side}.{key}", value, words)
+
+
+def _nested(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping in which a key `a.b`, as overrides on a command line leave it, is `b` in the mapping `a`."""
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        head, dot, rest = str(key).partition(".")
+        inner = {rest: item} if dot else item
+        if isinstance(inner, Mapping):
+            known = found.get(head)
+            inner = {**(known if isinstance(known, Mapping) else {}), **_nested(inner)}
+        found[head] = inner
+    return found
 
 
 def _presets() -> dict[str, StepFormat]:
@@ -294,21 +328,29 @@ STEP_FORMATS: dict[str, StepFormat] = _presets()
 
 
 def get_step_format(source: str | Mapping[str, Any] | StepFormat) -> StepFormat:
-    """A step format from a preset's name, a JSON file or model folder, or a mapping of fields.
+    """A step format from a preset's name, a JSON file or model folder, or a mapping of fields, as such or as JSON text.
 
-    A mapping may name a preset with `base` and override fields of its sides.
+    A mapping may name another format with `base` (a preset, file or folder) and override fields of its sides.
     """
     if isinstance(source, StepFormat):
         return source
     if isinstance(source, Mapping):
-        value = json.loads(json.dumps(dict(source)))
+        value = _nested(source)
         base = value.pop("base", None)
         if base is None:
             return StepFormat.from_dict(value)
         merged = get_step_format(base).to_dict()
         for side in ("policy", "prm"):
-            merged[side].update(value.pop(side, {}))
+            given = value.pop(side, {})
+            if not isinstance(given, Mapping):
+                raise ConfigError(f"step_format.{side}", given, "a mapping of fields")
+            merged[side].update(given)
         return StepFormat.from_dict({**merged, **value})
+    if source.lstrip().startswith("{"):
+        try:
+            return get_step_format(json.loads(source))
+        except json.JSONDecodeError as error:
+            raise ConfigError("step_format", source, f"JSON text ({error})") from None
     if source in STEP_FORMATS:
         return STEP_FORMATS[source]
     path = Path(source)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from registry import exchange, maintenance
 from registry.aliases import Intent, Move, aliases, expecting, move_alias, moves, wish
+from registry.cards import Heritage, heritage_of
 from registry.compatibility import check_facts
 from registry.difference import Difference, difference
 from registry.errors import ConflictError, GateRefusedError, NotFoundError
@@ -93,6 +94,10 @@ class Registry:
     def lineage(self, ref: str) -> Lineage:
         """The tree of versions that holds this one."""
         return lineage(self.storage, self.resolve(ref))
+
+    def heritage(self, ref: str) -> Heritage:
+        """License, base models and data of a version and those it was made from."""
+        return heritage_of(self.storage, self.resolve(ref))
 
     # -- publishing and pulling -------------------------------------------------------------------------------------
 

@@ -151,7 +151,7 @@ def last_error(capsys) -> str:
             "error: data.init_args.train.0.pth: no such setting of datamodules.sources.SourceConfig",
         ),
         (("--model.loss", "hinge"), "error: model.init_args.loss: got 'hinge'; accepted: "),
-        (("--model.source.path", "no/such/folder"), "error: no/such/folder"),
+        (("--model.source.path", "no/such/folder"), "error: model.init_args.source.path: no/such/folder: no such"),
         (
             ("--model.step_format", '{"base": "plain", "prm": {"tag": "<tag>"}}'),
             "error: step_format.prm.tag: the tokenizer",
@@ -162,7 +162,9 @@ def last_error(capsys) -> str:
 def test_wrong_settings_of_a_real_config(override, message, policies, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     name = "configs/prm/accumulator.yaml"
-    assert main(["fit", "--config", name, *stand_in(name, policies), *override]) == 2
+    Path("labels.jsonl").touch()
+    data = ["--data.train.0.path", "labels.jsonl"]
+    assert main(["fit", "--config", name, *stand_in(name, policies), *data, *override]) == 2
     assert last_error(capsys).startswith(message)
 
 

@@ -19,6 +19,7 @@ from prmkit.annotation.records import StepLabels
 from prmkit.annotation.targets import NO_ERROR
 from prmkit.chunks import ChunkedOutput
 from prmkit.errors import ConfigError, DataError, EngineLostError, PrmkitError
+from prmkit.items import Items
 from prmkit.json_objects import read_objects, shown
 from prmkit.seeding import derive_seed
 from prmkit.types import Engine, GenerationRequest, SamplingParams, StepScorer
@@ -32,6 +33,7 @@ __all__ = [
     "Verdict",
     "load_verdicts",
     "run_judge",
+    "solution_items",
     "solution_key",
     "verdicts_path",
 ]
@@ -273,6 +275,16 @@ async def _opinion(record: StepLabels, judge: Judge) -> Opinion | str:
         raise
     except _ISOLATED as error:
         return f"{type(error).__name__}: {error}"
+
+
+def solution_items(records: Sequence[StepLabels], chunk: int) -> Items:
+    """The distinct solutions that are judged, by question and steps: their labels are not shown to a judge.
+
+    Args:
+        records: as in `run_judge`.
+        chunk: its `in_flight`.
+    """
+    return Items(tuple(key for part in _chunks(records, chunk) for key, _ in part), chunk, "solutions")
 
 
 def _chunks(records: Sequence[StepLabels], size: int) -> Iterator[list[tuple[str, StepLabels]]]:

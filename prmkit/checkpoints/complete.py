@@ -94,7 +94,8 @@ def read_sharded(folder: str | os.PathLike[str]) -> ShardedCheckpoint:
         raise PrmkitError(f"{path}: not a complete checkpoint: it has no {MARKER}, which is written last")
     found = read_json(path / MARKER)
     if not isinstance(found, dict) or found.get("schema") != _SCHEMA:
-        raise PrmkitError(f"{path / MARKER}: not a marker of schema {_SCHEMA}, which this version of prmkit reads")
+        got = found.get("schema") if isinstance(found, dict) else found
+        raise PrmkitError(f"{path / MARKER}: schema {got!r}; this version of prmkit reads schema {_SCHEMA}")
     for name, size in found["files"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
@@ -147,7 +148,27 @@ def newest_checkpoint(
             warnings.warn(f"{path}: holds weights only, without the state of the fit; skipped", stacklevel=2)
         else:
             complete.append((written[path], step, path))
-    return max(complete)[2] if complete else None
+    if not complete:
+        return None
+    _, steps, newest = max(complete)
+    _warn_of_times(newest, steps, found - {path for _, _, path in complete}, weights_only)
+    return newest
+
+
+def _warn_of_times(newest: Path, steps: int, older: Iterable[Path], weights_only: bool) -> None:
+    """Warn where the checkpoint written last is not the furthest: a copy that set new times may be the reason."""
+    for path in sorted(older):
+        try:
+            other = steps_taken(path, weights_only=weights_only)
+        except PrmkitError:
+            continue
+        if other is not None and other > steps:
+            text = (
+                f"{newest}: written last, after {steps} steps; {path} has {other}. If a copy of the folder changed the "
+                f"times, name the other one."
+            )
+            return warnings.warn(text, stacklevel=3)
+    return None
 
 
 def remove_checkpoint(path: str | os.PathLike[str]) -> None:
@@ -169,8 +190,11 @@ def remove_checkpoint(path: str | os.PathLike[str]) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers left in a folder; nobody else may be writing there."""
-    for leftover in (*folder.glob(".*.ckpt.*.tmp"), *folder.glob(".*.ckpt.*.old")):
+    for leftover in folder.glob(".*.ckpt.*.tmp"):
         discard(leftover)
+    for retired in folder.glob(".*.ckpt.*.old"):
+        if (folder / f"{retired.name[1:].partition('.ckpt.')[0]}.ckpt").exists():  # else it is the only one left
+            discard(retired)
 
 
 def sync(path: Path) -> None:

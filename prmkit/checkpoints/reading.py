@@ -19,6 +19,7 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,13 +77,21 @@ def load_plain(path: str | os.PathLike[str], **options: Any) -> Any:
         UnreadableCheckpointError: see `only_plain`.
         RuntimeError, EOFError, OSError: the file is not whole, or cannot be read.
     """
+    _check_written(path)
     with only_plain(path):
         return torch.load(path, **{"map_location": "cpu", **options}, weights_only=True)
 
 
 def load_any(path: str | os.PathLike[str], **options: Any) -> Any:
     """Load a file written by `torch.save`, whatever it holds: it may run code."""
+    _check_written(path)
     return torch.load(path, **{"map_location": "cpu", **options}, weights_only=False)
+
+
+def _check_written(path: str | os.PathLike[str]) -> None:
+    """Refuse a file of another kind (RuntimeError): torch speaks of settings of its own then. Remote files pass."""
+    if Path(path).is_file() and not zipfile.is_zipfile(path):
+        raise RuntimeError("it is cut off, or another kind of file")
 
 
 def check_readable(checkpoint: dict[str, Any], path: object) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from prmkit.cli.outputs import check_output_file
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.errors import ConfigError, DataError
+from prmkit.items import Items, problem_items
 from prmkit.types import Engine, Problem, SamplingParams, Task, Usage, VerifiableTask
 
 if TYPE_CHECKING:
@@ -180,16 +181,13 @@ def run(argv: list[str]) -> int:
         "policy_name": config.policy_name or config.policy,
         "policy": content,
         "policy_format": step_format.to_dict(),
-        **{**asdict(source), "split": split},
+        **{**asdict(source), "split": split, "limit": None if config.shard is None else source.limit},
         "method": method,
         **asdict(params),
         "shard": config.shard,
         "chunk": config.chunk,
         "engine": computed,
     }
-    if config.candidates is not None:
-        with Path(config.candidates).open("rb") as file:
-            settings["candidates"] = hashlib.file_digest(file, "sha256").hexdigest()
     from prmkit.annotation.runner import AnnotationRun
 
     annotation = AnnotationRun(
@@ -230,16 +228,19 @@ class _Job:
     problems: list[Problem]
     arguments: tuple[str, ...]
 
-    @property
-    def chunks(self) -> int:
-        return -(-len(self.problems) // self.run.chunk)
+    @cached_property
+    def items(self) -> Items:
+        """The problems by their content, each with the solutions to label where they are given."""
+        given = self.run.candidates or {}
+        traces = {name: [trace.to_json() for trace in found] for name, found in given.items()}
+        return problem_items(self.problems, self.run.chunk, traces)
 
     def open(self, overwrite: bool = False) -> ChunkedOutput:
         from prmkit.chunks import ChunkedOutput
 
         path = Path(self.config.output)
         trees = path.with_name(f"{path.name}.trees.jsonl") if self.run.method == "omegaprm" else None
-        return ChunkedOutput(path, self.settings, overwrite=overwrite, companion=trees)
+        return ChunkedOutput(path, self.settings, overwrite=overwrite, companion=trees, items=self.items)
 
     def check(self) -> None:
         """Refuse files of something else in the output's place (ConfigError)."""
@@ -253,6 +254,7 @@ class _Job:
 
 def _annotate(job: _Job, load: Any) -> dict[str, Any]:
     from prmkit.annotation.runner import Workers, run_annotation
+    from prmkit.cli.output_state import say_state
     from prmkit.progress import ProgressLine
 
     job.check()
@@ -260,6 +262,7 @@ def _annotate(job: _Job, load: Any) -> dict[str, Any]:
         return _annotate_shared(job, load)
     with ExitStack() as stack:
         output = stack.enter_context(job.open(job.config.overwrite))
+        say_state(output, len(job.problems))
         if output.complete:
             return output.state
         workers = Workers(load(stack), entered(job.task.grader, stack))
@@ -274,11 +277,13 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
     """Take part in a run that several processes share, and put its output together if nobody has done so."""
     from prmkit.annotation.runner import Workers, gather_chunks, run_claimed
     from prmkit.claims import ClaimFolder
+    from prmkit.cli.output_state import say_state
     from prmkit.cli.workers import LocalWorkers
     from prmkit.progress import ProgressLine
 
     with ExitStack() as stack:
-        claims = stack.enter_context(ClaimFolder(f"{job.config.output}.parts", job.settings, job.chunks))
+        folder = f"{job.config.output}.parts"
+        claims = stack.enter_context(ClaimFolder(folder, job.settings, job.items.chunks, job.items))
         if not claims.all_done:
             same = ("annotate", *job.arguments, "--workers", "1", "--shared", "true")
             stack.enter_context(LocalWorkers(same, job.config.workers - 1, claims.folder))
@@ -293,7 +298,9 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
 
             run_claimed(job.problems, workers, claims, job.run, show)
         stack.enter_context(claims.gathering())
-        return gather_chunks(claims, stack.enter_context(job.open()))
+        output = stack.enter_context(job.open())
+        say_state(output, len(job.problems))
+        return gather_chunks(claims, output)
 
 
 def _so_far(counts: AnnotationCounts, usage: Usage) -> str:

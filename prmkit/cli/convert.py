@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any, get_args
 from prmkit.annotation.curate import Curated, CurationParams, curate
 from prmkit.annotation.formats import (
     RecordFormat,
+    RecordParser,
     WriteFormat,
     WriteReport,
-    detect_format,
-    load_records,
-    parse_records,
     write_records,
 )
 from prmkit.annotation.records import StepLabels
@@ -30,6 +28,7 @@ from prmkit.cli.parsing import expand_configs, user_errors
 from prmkit.cli.signatures import Choice, ListOf, Plain, Setting
 from prmkit.errors import ConfigError, DataError
 from prmkit.io import expand_paths
+from prmkit.json_objects import one_object_a_line, read_objects
 from prmkit.ownership import check_file
 from prmkit.progress import ProgressLine
 
@@ -48,9 +47,10 @@ examples:
   prm annotate --convert peiyi9979/Math-Shepherd --to prmkit --output shepherd.jsonl --limit 10000
   prm annotate --convert steps.jsonl --to prmkit --output clean.jsonl --curation.deduplicate true
 
-Inputs are files (JSON lines, or parquet), folders (their *.jsonl), patterns, or names of hub data sets, which are read
-as streams. The output appears when it is whole. Formats that know right and wrong only get values above the threshold
-as right; whatever a format has no place for is counted."""
+Inputs are files (JSON lines, lists, objects one after another, or parquet), folders (their *.jsonl), patterns, or names
+of hub data sets, which are read as streams. The output appears when it is whole; one that exists is replaced only with
+--overwrite true. Formats that know right and wrong only get values above the threshold as right; whatever a format has
+no place for is counted."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE_KINDS = (".json", ".jsonl", ".parquet")
@@ -65,14 +65,18 @@ class ConvertOptions:
         limit: records at most; null takes all.
         threshold: a step is right when its value is above, in formats that know right and wrong only; in [0, 1).
         overwrite: replace an output that is there, whatever it holds; it may be one of the inputs.
+        malformed: objects at most that may be left out because they do not fit the format, at least 0; each is named.
     """
 
     split: str = "train"
     limit: int | None = None
     threshold: float = 0.0
     overwrite: bool = False
+    malformed: int = 0
 
     def __post_init__(self) -> None:
+        if self.malformed < 0:
+            raise ConfigError("malformed", self.malformed, "an integer of at least 0")
         if self.limit is not None and self.limit < 1:
             raise ConfigError("limit", self.limit, "an integer of at least 1, or null for all")
 
@@ -171,7 +175,9 @@ def convert(
         DataError: a missing input, no record, a malformed line (file:line), or a text that the target cannot hold.
     """
     sources = [source for name in inputs for source in _sources(name, options)]
-    records: Iterator[StepLabels] = islice(_read(sources, source_format, on_line or (lambda _: None)), options.limit)
+    records: Iterator[StepLabels] = islice(
+        _read(sources, source_format, on_line or (lambda _: None), options.malformed), options.limit
+    )
     curated = None
     if curation.active:
         held = list(records)
@@ -201,49 +207,43 @@ def _sources(name: str, options: ConvertOptions) -> list[Path | SourceConfig]:
 
 
 def _read(
-    sources: Iterable[Path | SourceConfig], source_format: RecordFormat, on_line: Callable[[int], None]
+    sources: Iterable[Path | SourceConfig], source_format: RecordFormat, on_line: Callable[[int], None], malformed: int
 ) -> Iterator[StepLabels]:
+    parse = RecordParser(source_format, malformed)
     n_records = 0
-
-    def line_done() -> None:
-        on_line(n_records)
-
     for source in sources:
-        if isinstance(source, Path):
-            records = load_records(source, source_format, line_done)
-        else:
-            records = _streamed(source, source_format, line_done)
-        for record in records:
-            n_records += 1
-            yield record
+        parse.next_source(source_format)
+        for where, raw in read_objects(source) if isinstance(source, Path) else _streamed(source):
+            for record in parse(raw, where):
+                n_records += 1
+                yield record
+            on_line(n_records)
 
 
-def _streamed(config: SourceConfig, source_format: RecordFormat, on_line: Callable[[], None]) -> Iterator[StepLabels]:
-    """Records of a data set that `datasets` reads."""
+def _streamed(config: SourceConfig) -> Iterator[tuple[str, Any]]:
+    """Place and fields of the rows of a data set that `datasets` reads."""
     from datamodules.sources import load_hub
 
-    known: str = source_format
-    for number, raw in enumerate(load_hub(config)):
-        where = f"{config.title}:{number}"
-        known = detect_format(raw, where) if known == "auto" else known
-        yield from parse_records(raw, known, where)
-        on_line()
+    return ((f"{config.title}:{number}", raw) for number, raw in enumerate(load_hub(config)))
 
 
 def _some(records: Iterator[StepLabels], inputs: Sequence[str]) -> Iterator[StepLabels]:
-    """The records, which must not be none: an empty file would look like data."""
-    first = next(records, None)
-    if first is None:
-        raise DataError(f"{', '.join(inputs)}: no step labels in there, so nothing is written")
-    yield first
-    yield from records
+    """The records, of which one must have a label: a file without any would look like data. Otherwise a DataError."""
+    count, labelled = 0, False
+    for record in records:
+        count += 1
+        labelled = labelled or any(value is not None for value in record.values)
+        yield record
+    if not labelled:
+        found = f"{count} records, but all their labels are null" if count else "no step labels in there"
+        raise DataError(f"{', '.join(inputs)}: {found}, so nothing is written")
 
 
 def _count_lines(inputs: Sequence[str], options: ConvertOptions) -> int | None:
-    """Lines of all inputs that are not blank; None when one of them is a stream."""
+    """Lines of all inputs that are not blank; None when one of them is a stream, or its objects go over lines."""
     sources = [source for name in inputs for source in _sources(name, options)]
     files = [source for source in sources if isinstance(source, Path)]
-    if len(files) < len(sources):
+    if len(files) < len(sources) or not all(map(one_object_a_line, files)):
         return None
     total = 0
     for file in files:

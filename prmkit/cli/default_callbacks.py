@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 def default_callbacks(
     trainer: dict[str, Any], module: LightningModule, *, export: bool, summary: bool
 ) -> list[Callback]:
-    """Callbacks that a config lacks, for a module that exports its model; a line in the log names them.
+    """Callbacks that a config lacks, for a module of `lightning_modules` or a class made from one; a line in the log
+    names them. Modules of others may have batches and models of another kind.
 
     Args:
         trainer: arguments of the Trainer.
@@ -33,7 +34,8 @@ def default_callbacks(
         export: write the model's folder: `model` for a PRM, `policy` otherwise, in trainer.default_root_dir.
         summary: write training.json there.
     """
-    if not hasattr(module, "export_pretrained") or trainer.get("fast_dev_run"):
+    ours = any(kind.__module__.partition(".")[0] == "lightning_modules" for kind in type(module).__mro__)
+    if not ours or trainer.get("fast_dev_run"):
         return []
     given = trainer.get("callbacks") or []
     present: Sequence[Any] = given if isinstance(given, list) else [given]

@@ -29,9 +29,9 @@ __all__ = ["SUMMARY", "parser", "run", "stages", "summarise"]
 SUMMARY = "train a policy and a PRM on built-in data, then compare best-of-N with majority voting"
 
 _EPILOG = """examples:
-  prm demo                                  about 5 minutes on two CPU cores; leaves runs/demo
+  prm demo                                  175 s on two cores; leaves runs/demo
   prm demo --seed 1 --output runs/demo-1    the same with other random numbers
-  prm demo --config quick                   seconds, to see that everything works; its figures mean nothing
+  prm demo --config quick                   to see that everything works; its figures mean nothing
 
 Interrupted at any moment and started again it goes on where it was, and ends with the same figures."""
 
@@ -174,7 +174,8 @@ def _report(summary: dict[str, Any], output: Path) -> None:
     show_ending(
         [output / "summary.json", output / PICTURE, f"{PAIR}@1 in {registry}"],
         [
-            f"PRM vote minus majority at N = 16: {gain['mean']:+.3f} +- {gain['se']:.3f} (standard error)",
+            f"PRM vote less majority at N = 16, paired by problem: {100 * gain['mean']:+.1f} ± {100 * gain['se']:.1f} "
+            f"points",
             f"policy before and after GRPO: pass@1 {before['pass_at_1']:.3f} and {after['pass_at_1']:.3f}, "
             f"greedy {before['greedy']:.3f} and {after['greedy']:.3f}",
             f"gate {gate_word(gate['promoted'])}" + (f", {PAIR}@best is {PAIR}@1" if gate["promoted"] else ""),

@@ -6,13 +6,19 @@ for the user to fill in.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prmkit.io import read_json
 from prmkit.resources import config_root, shipped_configs
+from prmkit.stages import STAGE
+
+if TYPE_CHECKING:
+    from prmkit.cli.options import ProblemSource
 
 __all__ = [
     "config_stems",
@@ -32,14 +38,14 @@ _WIDTH = 8
 def show_ending(
     made: Iterable[str | Path] = (), results: Iterable[str] = (), following: Iterable[Sequence[object]] = ()
 ) -> None:
-    """Print an ending on stdout.
+    """Print an ending on stdout. A stage of a loop or demo, which types the next command itself, names none.
 
     Args:
         made: files and folders, the most important one first.
         results: how good it is and what it cost, a line each; empty texts are left out.
         following: commands to type next, as words.
     """
-    commands = [shlex.join(map(str, words)) for words in following]
+    commands = [] if os.environ.get(STAGE) else [shlex.join(map(str, words)) for words in following]
     for name, lines in (("made", map(str, made)), ("result", filter(None, results)), ("next", commands)):
         for number, line in enumerate(lines):
             print(f"{'' if number else name:<{_WIDTH}}{line}")
@@ -102,7 +108,7 @@ def following_export(folder: str | Path) -> list[str]:
 
 
 def following_search(
-    policy: str, prms: Sequence[str], output: str | Path, task: str, comparison: bool = False
+    policy: str, prms: Sequence[str], output: str | Path, source: ProblemSource, comparison: bool = False
 ) -> list[str]:
     """Publish a pair that was searched with; serve it when it is a version.
 
@@ -111,12 +117,19 @@ def following_search(
     from registry.pull import PULLED_FILE
 
     if not prms:
-        return following_policy(policy, [], task)
+        return [*following_policy(policy, [], source.task), *_problems_of(source)]
     if (Path(policy).parent / PULLED_FILE).is_file() and Path(prms[0]).parent == Path(policy).parent:
         return ["prm", "serve", "--policy", policy, "--prm", prms[0]]  # a version already
     if comparison or len(prms) > 1:
-        return search_command(policy, prms[0], Path(output) / "best_of_n", task=task)
+        return [*search_command(policy, prms[0], Path(output) / "best_of_n", task=source.task), *_problems_of(source)]
     return ["prm", "pairs", "publish", "NAME", "--policy", policy, "--prm", prms[0], "--metrics", str(output)]
+
+
+def _problems_of(source: ProblemSource) -> list[str]:
+    """The arguments that say where a task's problems are; its split and range are each command's own."""
+    data = [] if source.data is None else ["--data", source.data]
+    options = ["--task_options", json.dumps(source.task_options)] if source.task_options else []
+    return [*data, *options]
 
 
 def search_command(

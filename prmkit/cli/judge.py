@@ -115,8 +115,9 @@ def run_judge_command(argv: list[str]) -> int:
 
 def _judge(config: JudgeConfig, values: Any, path: str) -> dict[str, Any]:
     from prmkit.annotation import load_records
-    from prmkit.annotation.judge import EngineJudge, Judge, ScorerJudge, run_judge
+    from prmkit.annotation.judge import EngineJudge, Judge, ScorerJudge, run_judge, solution_items
     from prmkit.chunks import ChunkedOutput
+    from prmkit.cli.output_state import say_state
     from prmkit.progress import ProgressLine
 
     records = list(load_records(config.judge))
@@ -126,7 +127,6 @@ def _judge(config: JudgeConfig, values: Any, path: str) -> dict[str, Any]:
     folder, step_format = resolve_model(name, getattr(config, f"{which}_format"), which, weights=where.kind != "http")
     content, computed = model_identity(name, folder, where)
     settings = {
-        "records": len(records),
         "judge": content,
         **({"engine": computed} if where.kind != "hf" else {}),
         "format": step_format.to_dict(),
@@ -136,7 +136,9 @@ def _judge(config: JudgeConfig, values: Any, path: str) -> dict[str, Any]:
         "in_flight": config.in_flight,
     }
     with ExitStack() as stack:
-        output = stack.enter_context(ChunkedOutput(path, settings, overwrite=config.overwrite))
+        items = solution_items(records, config.in_flight)
+        output = stack.enter_context(ChunkedOutput(path, settings, overwrite=config.overwrite, items=items))
+        say_state(output, len(items.keys), "solutions")
         if output.complete:
             return output.state
         judge: Judge
@@ -146,6 +148,5 @@ def _judge(config: JudgeConfig, values: Any, path: str) -> dict[str, Any]:
         else:
             engine = load_engine(folder, step_format, values["engine"], stack)
             judge = EngineJudge(engine, name, values["prompt"], values["sampling"])
-        chunks = -(-len(records) // config.in_flight)
-        progress = stack.enter_context(ProgressLine("judge", chunks, output.chunks))
+        progress = stack.enter_context(ProgressLine("judge", items.chunks, output.chunks))
         return run_judge(records, judge, output, config.in_flight, lambda n: progress.advance(f"{n:,} verdicts"))

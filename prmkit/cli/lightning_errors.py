@@ -21,6 +21,7 @@ _SIZES = re.compile(
 )
 _NAMES = re.compile(r"(?P<what>Missing|Unexpected) key\(s\) in state_dict: \"(?P<name>[^\"]+)\"")
 _MONITOR = re.compile(r"Early stopping conditioned on metric `(?P<name>[^`]*)`.*?following: (?P<there>.*)$", re.S)
+_CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)':\n(?P<said>.+)")
 _REFUSED_BY = ("lightning.", "lightning_utilities.", "lightning_fabric.", "pytorch_lightning.", "wandb.")
 _PARAMETERS = frozenset(inspect.signature(Trainer).parameters)
 
@@ -49,7 +50,14 @@ def _readable(error: Exception, checkpoint: str | None) -> PrmkitError | None:
     text = str(error)
     if any(isinstance(link, ModuleNotFoundError) and "wandb" in str(link) for link in _chain(error)):
         return MissingDependencyError("trainer.logger: W&B is not installed: pip install 'prmkit[wandb]'")
+    if refused := list(_CLASS.finditer(text)):  # what the constructor of a class that the config names has refused
+        return PrmkitError(f"{refused[-1]['name'].rpartition('.')[2]}: {_joined(refused[-1]['said'])}")
+    if "Does not validate against any of the Union subtypes" in text:  # the same of an item of a list
+        cause = list(_chain(error))[-1]
+        return PrmkitError(f"{_owner(cause)}: {_joined(str(cause) or type(cause).__name__)}")
     if isinstance(error, MisconfigurationException):
+        if "requires `forward` method" in text:
+            return PrmkitError("prm predict: the model of this config gives no predictions; accepted: a PRM's config.")
         return PrmkitError(_with_key(text))
     if isinstance(error, RuntimeError) and text.startswith("Error(s) in loading state_dict"):
         return _weights(text, checkpoint)
@@ -96,6 +104,13 @@ def _origin(error: BaseException) -> str:
     """Module that raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+
+
+def _owner(error: BaseException) -> str:
+    """Class of the object that raised an error, or its module."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owner = frames[-1].f_locals.get("self") if frames else None
+    return _origin(error) if owner is None else type(owner).__name__
 
 
 def _with_key(text: str) -> str:

@@ -34,6 +34,7 @@ examples:
   prm pairs pull math@best here                 here/policy and here/prm open with from_pretrained and vLLM
   prm pairs export math@best hub                hub/math-policy and hub/math-prm, ready to be uploaded
   prm pairs push s3://bucket/pairs math@best
+  prm pairs push hf://org/math math@best        org/math-policy and org/math-prm on the Hugging Face hub
 
 The registry is a folder, s3://bucket/prefix, or what fsspec reaches: --registry, else the environment variable
 PRMKIT_REGISTRY, else runs/registry."""
@@ -128,9 +129,12 @@ def _moving(add: Add) -> None:
         ("fetch", "copy a version from another registry, under the same number", _fetch),
     ):
         command = add(name, summary, action)
-        command.add_argument("remote", metavar="REMOTE", help="folder or URL of the other registry")
+        hub = ", or hf://ORGANISATION/NAME for the Hugging Face hub" if name == "push" else ""
+        command.add_argument("remote", metavar="REMOTE", help=f"folder or URL of the other registry{hub}")
         command.add_argument("ref", metavar="PAIR[@VERSION]")
         command.add_argument("--ancestors", action="store_true", help="the versions it was made from too")
+        if name == "push":
+            command.add_argument("--private", action="store_true", help="make new repositories of the hub private")
 
 
 def _caring(add: Add) -> None:
@@ -280,9 +284,11 @@ def _export(arguments: argparse.Namespace) -> None:
     from prmkit.cli.ending import show_ending
     from registry.hub import write_hub_layout
 
+    registry = _open(arguments)
     with _progress("pull") as progress:
-        pulled = _open(arguments).checkout(arguments.ref, watch=progress)
-    places = write_hub_layout(pulled, arguments.folder, organisation=arguments.organisation)
+        pulled = registry.checkout(arguments.ref, watch=progress)
+    heritage = registry.heritage(pulled.manifest.ref)
+    places = write_hub_layout(pulled, arguments.folder, organisation=arguments.organisation, heritage=heritage)
     uploads = [("hf", "upload", f"{arguments.organisation or 'ORGANISATION'}/{p.name}", p) for p in places.values()]
     show_ending(places.values(), [f"repositories of the hub for {pulled.manifest.ref}"], uploads)
 
@@ -328,7 +334,13 @@ def _alias(arguments: argparse.Namespace) -> None:
 
 def _push(arguments: argparse.Namespace) -> None:
     from prmkit.cli.ending import show_ending
+    from registry.hub_push import HUB_SCHEME
 
+    if arguments.remote.startswith(HUB_SCHEME):
+        _push_to_hub(arguments)
+        return
+    if arguments.private:
+        raise ConfigError("--private", True, "nothing, unless the remote is hf://ORGANISATION/NAME")
     registry, remote = _open(arguments), _open(arguments, arguments.remote)
     with _progress("push") as progress:
         copied = registry.push(remote, arguments.ref, ancestors=arguments.ancestors, watch=progress)
@@ -339,9 +351,27 @@ def _push(arguments: argparse.Namespace) -> None:
     )
 
 
+def _push_to_hub(arguments: argparse.Namespace) -> None:
+    from registry.hub_push import parse_hub_url, push_to_hub
+
+    if arguments.ancestors:
+        raise ConfigError("--ancestors", True, "nothing with hf://, where a repository shows one version")
+    parse_hub_url(arguments.remote)
+    registry = _open(arguments)
+    with _progress("pull") as progress:
+        pulled = registry.checkout(arguments.ref, watch=progress)
+    heritage = registry.heritage(pulled.manifest.ref)
+    for address in push_to_hub(pulled, arguments.remote, heritage, private=arguments.private):
+        print(f"{pulled.manifest.ref} in {address}")
+
+
 def _fetch(arguments: argparse.Namespace) -> None:
     from prmkit.cli.ending import show_ending
+    from registry.hub_push import HUB_SCHEME
 
+    if arguments.remote.startswith(HUB_SCHEME):
+        remedy = "Models on the hub are named as they are (--policy ORG/NAME-policy, --prm ORG/NAME-prm)."
+        raise ConfigError("REMOTE", arguments.remote, "folder or URL of a registry", remedy)
     registry, remote = _open(arguments), _open(arguments, arguments.remote)
     with _progress("fetch") as progress:
         copied = registry.fetch(remote, arguments.ref, ancestors=arguments.ancestors, watch=progress)

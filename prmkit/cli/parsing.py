@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prmkit.errors import PrmkitError
+from prmkit.json_objects import shown
 from prmkit.resources import find_config
 
 __all__ = ["expand_configs", "readable", "user_errors"]
@@ -173,8 +174,10 @@ def _wrong_value(body: str, prefix: str) -> str:
     kinds = re.findall(r"Expected (?:a|an) (?:<class '([^']+)'>|(\S.*?))(?:\. Got value|\.?$)", body, re.M)
     accepted = " | ".join(dict.fromkeys((plain or other).replace("NoneType", "null") for plain, other in kinds))
     got = re.search(r"(?:Got value|Given value): (.+)", body)
+    if other := re.search(r"Import path (\S+) does not correspond to a subclass of ([\w.]+)", body):
+        return f"{prefix}: got {other[1]!r}; accepted: a subclass of {other[2]}"
     if prefix and kinds and got:
-        return f"{prefix}: got {got[1].rstrip('.')!r}; accepted: {accepted}"
+        return f"{prefix}: got {shown(got[1].rstrip('.'))}; accepted: {accepted}"
     dropped = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
     lines = [line.strip() for line in body.splitlines() if not line.strip().startswith(dropped)]
     text = " ".join(line for line in lines if line)

@@ -17,10 +17,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.checkpoint_io import newest_checkpoint
-from callbacks.resume_settings import RECORD, ResumeSettings
+from callbacks.resume_settings import ResumeSettings
+from lightning_modules.prm import PRM
 from prmkit.checkpoints import read_sharded
 from prmkit.checkpoints.reading import UnreadableCheckpointError, load_any, load_plain
 from prmkit.checkpoints.sharded import trainer_state
+from prmkit.cli.ending import model_kind
 from prmkit.cli.histories import continue_histories
 from prmkit.errors import ConfigError, PrmkitError
 
@@ -48,7 +50,7 @@ _STRUCTURE = re.compile(
 def checkpoint_folders(trainer: Trainer) -> list[str]:
     """Folders that checkpoints are written to."""
     savers = [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
-    return [str(saver.dirpath) for saver in savers if saver.dirpath is not None]
+    return list(dict.fromkeys(str(saver.dirpath) for saver in savers if saver.dirpath is not None))
 
 
 def checkpoint_path(cli: PrmCLI) -> str | None:
@@ -112,7 +114,10 @@ def resume(cli: PrmCLI) -> str | None:
     cannot be continued raises PrmkitError, and loggers continue their histories."""
     trainer = cli.trainer
     if cli.command != "fit":
-        return checkpoint_path(cli)
+        path = checkpoint_path(cli)
+        if path is None:
+            _refuse_new_model(cli)
+        return path
     if trainer.fast_dev_run and cli.config.ckpt_path is not None:
         log.info("fast_dev_run: starts from the model as configured; --ckpt_path %s is left out", cli.config.ckpt_path)
         return None
@@ -126,14 +131,29 @@ def resume(cli: PrmCLI) -> str | None:
             f"{path} OUT` and --model.source.path OUT."
         )
     keeper = next(each for each in trainer.callbacks if isinstance(each, ResumeSettings))  # type: ignore[attr-defined]
-    keeper.found = state.get(RECORD, {})
-    changes = list(_changes(keeper.settings, keeper.found.get("settings")))
+    found = keeper.expect(path, state)
+    changes = list(_changes(keeper.settings, found.get("settings")))
     _refuse_structure(path, changes)
-    _check_length(trainer, path, state, keeper.found.get("settings", {}))
+    _check_length(trainer, path, state, found.get("settings", {}))
     for key, ours, theirs in changes:
         log.info("resume: %s: %s (checkpoint: %s)", key, ours, theirs)
-    continue_histories(trainer, keeper.found, int(state["global_step"]))
+    continue_histories(trainer, found, int(state["global_step"]))
     return path
+
+
+def _refuse_new_model(cli: PrmCLI) -> None:
+    """Refuse to measure a model of random weights, as a config describes it before its fit (ConfigError)."""
+    source = getattr(cli.model, "source", None)
+    path = getattr(source, "path", None)
+    if source is None or (path is not None and (not isinstance(cli.model, PRM) or model_kind(path) != "policy")):
+        return
+    raise ConfigError(
+        "ckpt_path",
+        None,
+        "a checkpoint, or `last`",
+        f"This config describes a model before its fit, of {'a new head' if path else 'new and random weights'}; a "
+        f"trained one is named by --model.source.path MODEL, too.",
+    )
 
 
 def _state(path: str, weights_only: bool) -> dict[str, Any]:

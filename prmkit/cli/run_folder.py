@@ -54,12 +54,12 @@ def hold_run_folder(trainer: Trainer, root: str | None) -> Iterator[None]:
 
 
 def _folders(trainer: Trainer, root: str | None) -> list[tuple[str, Path]]:
-    """Keys and folders to be locked: the run folder, and checkpoint folders outside it."""
+    """Keys and folders to be locked: the run folder and those of checkpoints, which other runs may name as well."""
     named = [] if root is None or "://" in root else [("trainer.default_root_dir", Path(root).resolve())]
     for saver in trainer.checkpoint_callbacks:
         if isinstance(saver, ModelCheckpoint) and saver.dirpath is not None and "://" not in str(saver.dirpath):
             folder = Path(saver.dirpath).resolve()
-            if not any(folder.is_relative_to(held) for _, held in named):
+            if folder not in [held for _, held in named]:
                 named.append(("trainer.callbacks.ModelCheckpoint.dirpath", folder))
     return named
 
@@ -84,7 +84,7 @@ def _locked(key: str, folder: Path) -> int:
             os.close(handle)
             raise PrmkitError(
                 f"{key}: another fit writes to {folder} ({holder}). Wait for its end, or give this one a folder of its "
-                f"own: --trainer.default_root_dir NEW."
+                f"own (--trainer.default_root_dir NEW)."
             ) from None
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
@@ -113,9 +113,9 @@ def _check_place(key: str, place: Path, is_file: bool) -> None:
         raise ConfigError(key, str(place), "the path of a file; a folder of that name is there")
     there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
     if not there.is_dir():
-        raise ConfigError(key, str(place), f"a path that can be written; {there} is a file")
+        raise ConfigError(key, str(place), f"a path that can be written; {there} is a file", "Name another place.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(key, str(place), f"a path that can be written; {there} allows no writing")
+        raise ConfigError(key, str(place), f"a path that can be written; {there} allows no writing", "Name another.")
 
 
 def _unusable(key: str, folder: Path, error: OSError) -> ConfigError:

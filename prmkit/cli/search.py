@@ -29,6 +29,7 @@ from prmkit.cli.options import (
     print_help,
     wants_help,
 )
+from prmkit.cli.output_state import say_state
 from prmkit.cli.outputs import check_output_folder
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
@@ -42,6 +43,7 @@ from prmkit.evaluation.budgets import (
     share_sampling,
 )
 from prmkit.evaluation.summary import check_headline
+from prmkit.items import Items, problem_items
 from prmkit.legibility import prompt_signs, warn_of
 from prmkit.ownership import check_outputs
 from prmkit.progress import ProgressLine
@@ -189,8 +191,12 @@ class SearchJob:
     def rows_path(self) -> Path:
         return Path(self.config.output) / "rows.jsonl"
 
+    def items(self) -> Items:
+        """The problems by their content."""
+        return problem_items(self.problems, self.config.chunk)
+
     def settings(self) -> dict[str, Any]:
-        """All that decides the content of the rows."""
+        """All that decides the content of the rows, but for the problems."""
         config = self.config
         if self.plain:
             searches: dict[str, Any] = {"method": PLAIN, **asdict(self.methods[PLAIN])}
@@ -212,7 +218,7 @@ class SearchJob:
         return {
             **searches,
             **models,
-            **asdict(self.source),
+            **{name: value for name, value in asdict(self.source).items() if name != "limit"},  # a larger one extends
             "limits": asdict(self.values["limits"]),
             "greedy": config.greedy,
             "chunk": config.chunk,
@@ -439,7 +445,10 @@ def _search(job: SearchJob) -> float:
     with ExitStack() as stack:
         if config.shared:
             return _search_shared(job, run_params, stack)
-        output = stack.enter_context(ChunkedOutput(job.rows_path, job.settings(), overwrite=config.overwrite))
+        output = stack.enter_context(
+            ChunkedOutput(job.rows_path, job.settings(), overwrite=config.overwrite, items=job.items())
+        )
+        say_state(output, len(job.problems))
         if output.complete:
             return float(output.state["seconds"])
         searchers = _searchers(job, stack)
@@ -451,7 +460,7 @@ def _search(job: SearchJob) -> float:
 def _search_shared(job: SearchJob, run_params: RunParams, stack: ExitStack) -> float:
     """Take part in a run that several processes share, and put its rows together if nobody has done so."""
     chunks = -(-len(job.problems) // run_params.chunk)
-    claims = stack.enter_context(ClaimFolder(f"{job.rows_path}.parts", job.settings(), chunks))
+    claims = stack.enter_context(ClaimFolder(f"{job.rows_path}.parts", job.settings(), chunks, job.items()))
     if not claims.all_done:
         searchers = _searchers(job, stack)
         progress = ProgressLine(
@@ -459,7 +468,9 @@ def _search_shared(job: SearchJob, run_params: RunParams, stack: ExitStack) -> f
         )
         run_claimed_search(job.problems, searchers, claims, run_params, _shown_on(stack.enter_context(progress)))
     stack.enter_context(claims.gathering())
-    return gather_rows(claims, stack.enter_context(ChunkedOutput(job.rows_path, job.settings())))
+    output = stack.enter_context(ChunkedOutput(job.rows_path, job.settings(), items=job.items()))
+    say_state(output, len(job.problems))
+    return gather_rows(claims, output)
 
 
 def _searchers(job: SearchJob, stack: ExitStack) -> tuple[Searcher, ...]:

@@ -22,6 +22,7 @@ from prmkit.types import VerifiableTask
 __all__ = ["LEVEL_PICTURE", "report"]
 
 LEVEL_PICTURE = "accuracy_by_level.png"
+SUMMARY_SCHEMA = 2
 
 
 def report(job: SearchJob, seconds: float) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def report(job: SearchJob, seconds: float) -> dict[str, Any]:
         result["prm"] = search_truth(rows, job.problems, job.task)
     settings = job.settings()
     summary = {
-        "schema": 2,
+        "schema": SUMMARY_SCHEMA,
         "methods": settings["methods"],
         "budgets": settings["budgets"],
         "budget_unit": config.budget_unit,

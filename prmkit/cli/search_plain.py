@@ -24,6 +24,7 @@ from prmkit.types import VerifiableTask
 __all__ = ["PICTURE", "report", "show_search", "warn_of_failures"]
 
 PICTURE = "accuracy_vs_budget.png"
+SUMMARY_SCHEMA = 1
 
 
 def report(job: SearchJob, seconds: float) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def report(job: SearchJob, seconds: float) -> dict[str, Any]:
     if config.prm is not None and isinstance(job.task, VerifiableTask):
         result["prm"] = truth_figures(rows, job.problems, job.task)
     summary = {
-        "schema": 1,
+        "schema": SUMMARY_SCHEMA,
         "method": PLAIN,
         "policy": config.policy,
         "prm": config.prm,
@@ -80,7 +81,7 @@ def show_search(job: SearchJob, summary: dict[str, Any], made: Sequence[Path]) -
     spent = f"{tokens['generated']:,} tokens generated, {tokens['scored']:,} scored"
     results.append(f"{spent}, {format_seconds(summary['seconds'])}")
     prms = prm_list(config.prm)
-    following = following_search(config.policy, prms, config.output, job.source.task, comparison=not job.plain)
+    following = following_search(config.policy, prms, config.output, job.source, comparison=not job.plain)
     show_ending(made, results, [following])
 
 

@@ -31,6 +31,7 @@ from prmkit.cli.parsing import user_errors
 from prmkit.cli.resume import checkpoint_folders, resume
 from prmkit.cli.run_folder import check_places, hold_run_folder
 from prmkit.cli.saved_config import SavedConfig, dump_config, parse_tree
+from prmkit.errors import ConfigError
 from prmkit.quiet import checkpoint_follows
 
 __all__ = ["PrmCLI", "run_trainer"]
@@ -91,6 +92,8 @@ class PrmCLI(LightningCLI):
 
     def _set_seed(self) -> None:
         seed = self.config.seed_everything
+        if type(seed) is int and not 0 <= seed < 2**32:
+            raise ConfigError("seed_everything", seed, "an integer in 0..4294967295, true or false")
         if seed is not False:  # without Lightning's line at every start: the config has the number
             self.config.seed_everything = seed_everything(None if seed is True else seed, workers=True, verbose=False)
 
@@ -184,6 +187,10 @@ def _run(cli: PrmCLI, path: str | None) -> int:
     if cli.command in ("validate", "test"):
         keywords["verbose"] = False  # the ending has the metrics
     try:
+        if cli.command == "fit" and keywords["ckpt_path"] is None and trainer.is_global_zero:
+            from prmkit.quiet import warn_of_earlier_run
+
+            warn_of_earlier_run(getattr(saver, "dirpath", None) for saver in trainer.checkpoint_callbacks)
         with checkpoint_follows(keywords["ckpt_path"] is not None):
             getattr(trainer, cli.command)(cli.model, **keywords)
     except Preempted:

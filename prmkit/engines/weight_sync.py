@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from prmkit.errors import ConfigError, EngineLostError, ServerError
+from prmkit.models.lora import unties
 from prmkit.models.sharding import whole
 from prmkit.ownership import remove_file
 
@@ -224,6 +225,11 @@ def check_names(model: PreTrainedModel) -> None:
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
 
+    if unties(model):
+        raise ConfigError(
+            "model.source.lora.target_modules", "tied embeddings", "other layers, with data.engine.kind = vllm",
+            "vLLM computes logits with the embeddings. Generate with data.engine.kind = hf.",
+        )  # fmt: skip
     # A prefix is changed only where a checkpoint holds more than this model; what is sent is this model.
     rewritten = [rule for rule in get_model_conversion_mapping(model, add_legacy=False) if not _is_prefix(rule)]
     if rewritten:

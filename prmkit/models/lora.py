@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from prmkit.errors import ConfigError
 from prmkit.models.sharding import whole, whole_state_dict
 
-__all__ = ["LoraSpec", "add_lora", "merged_state_dict"]
+__all__ = ["LoraSpec", "add_lora", "merged_state_dict", "unties"]
 
 _ADAPTER = "default"
 
@@ -51,22 +52,21 @@ class LoraSpec:
             raise ConfigError("lora.target_modules", self.target_modules, 'layer names, or "all-linear"')
 
 
-def add_lora(backbone: nn.Module, spec: LoraSpec, seed: int, tied: bool = False) -> None:
+def add_lora(backbone: nn.Module, spec: LoraSpec, seed: int) -> None:
     """Put adapters into a decoder, in place, and freeze its other parameters.
 
     Args:
         backbone: decoder without its head.
         spec: which adapters.
         seed: of the adapters' initial values; the global generator is left as it was.
-        tied: the embeddings are the weights of the output layer, too.
 
     Raises:
-        ConfigError: a name that no layer of the model has, a layer that takes no adapter, or the embeddings of a model
-            that computes its logits with them, too.
+        ConfigError: a name that no layer of the model has, or a layer that takes no adapter.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    _check_targets(backbone, spec.target_modules, tied)
+    _check_targets(backbone, spec.target_modules)
+    accepted = _accepted(backbone)
     config = LoraConfig(
         r=spec.r,
         lora_alpha=spec.alpha,
@@ -78,17 +78,15 @@ def add_lora(backbone: nn.Module, spec: LoraSpec, seed: int, tied: bool = False)
         try:
             inject_adapter_in_model(config, backbone, adapter_name=_ADAPTER)
         except ValueError as error:
-            raise ConfigError(
-                "lora.target_modules", spec.target_modules, _accepted(backbone), str(error).splitlines()[0]
-            ) from error
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError("lora.target_modules", spec.target_modules, accepted, reason) from error
 
 
-def _check_targets(backbone: nn.Module, wanted: str | list[str], tied: bool) -> None:
-    """Refuse names that peft would pass over, and embeddings that cannot be exported (ConfigError)."""
+def _check_targets(backbone: nn.Module, wanted: str | list[str]) -> None:
+    """Refuse names that peft would pass over, and parts that hold layers instead of weights (ConfigError)."""
     if wanted == "all-linear":
         return
     modules = [name for name, _ in backbone.named_modules() if name]
-    taken: set[str] = set()
     for target in [wanted] if isinstance(wanted, str) else wanted:
         try:  # peft reads text as a pattern of whole names
             pattern = re.compile(target if isinstance(wanted, str) else rf"(.*\.)?{re.escape(target)}")
@@ -100,21 +98,25 @@ def _check_targets(backbone: nn.Module, wanted: str | list[str], tied: bool) -> 
             near = difflib.get_close_matches(target, ends, n=3)
             meant = f"Did you mean [{'] or ['.join(near)}]?" if near else ""
             raise ConfigError("lora.target_modules", target, _accepted(backbone), meant)
-        taken |= found
-    shared = {name for name in taken if tied and isinstance(backbone.get_submodule(name), nn.Embedding)}
-    if shared:
-        raise ConfigError(
-            "lora.target_modules",
-            min(shared),
-            _accepted(backbone),
-            "This model computes its logits with the same weights (tie_word_embeddings): with an adapter on one side "
-            "only it could not be exported.",
-        )
+        whole_part = next((name for name in sorted(found) if not hasattr(backbone.get_submodule(name), "weight")), None)
+        if whole_part is not None:
+            kind = type(backbone.get_submodule(whole_part)).__name__
+            raise ConfigError(
+                "lora.target_modules", target, _accepted(backbone), f"{whole_part} is a {kind}: it takes no adapter."
+            )
 
 
 def _accepted(backbone: nn.Module) -> str:
     linear = {name.rpartition(".")[2] for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
     return f'"all-linear" or some of {", ".join(sorted(linear))}'
+
+
+def unties(model: PreTrainedModel) -> bool:
+    """True if the embeddings have adapters and the output layer computes with their weights without them: folded in,
+    the two are no longer the same."""
+    embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
+    base = getattr(embeddings, "base_layer", None)
+    return base is not None and output is not None and output.weight is base.weight
 
 
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:

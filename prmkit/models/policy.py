@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from prmkit.ends import end_ids_of, model_end_ids
 from prmkit.errors import DataError, StepFormatError
+from prmkit.io import read_json, write_json
 from prmkit.models.folders import ModelCard, atomic_folder, read_card, resolve_folder
-from prmkit.models.lora import add_lora, merged_state_dict
+from prmkit.models.lora import add_lora, merged_state_dict, unties
 from prmkit.models.sharding import writes
 from prmkit.models.source import (
     ModelSource,
@@ -32,7 +34,7 @@ from prmkit.quiet import weights_follow
 from prmkit.steps import BoundStepFormat, StepFormat
 from prmkit.weights import SPOILED, check_kind, check_weights
 
-__all__ = ["LoadedPolicy", "build_policy", "checked_lm_head", "load_policy", "save_policy"]
+__all__ = ["LoadedPolicy", "build_policy", "checked_lm_head", "load_policy", "save_policy", "write_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +84,21 @@ def save_policy(
     if not writes(model):
         return
     with atomic_folder(directory, ModelCard("policy", weight_version)) as folder:
-        model.save_pretrained(folder, state_dict=state)
+        write_model(model, state, folder)
         write_tokenizer(tokenizer, folder)
         _write_ends(model, bound, folder)
         bound.spec.save(folder)
+
+
+def write_model(model: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
+    """Write a configuration and weights, adapters folded in. Tied embeddings with adapters are written as untied."""
+    model.save_pretrained(folder, state_dict=state)
+    if unties(model):
+        config = read_json(folder / "config.json")
+        for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+            if part is config or "tie_word_embeddings" in part:
+                part["tie_word_embeddings"] = False
+        write_json(folder / "config.json", config)
 
 
 def _write_ends(model: PreTrainedModel, bound: BoundStepFormat, folder: Path) -> None:
@@ -158,17 +171,12 @@ def prepare_training(model: PreTrainedModel, source: ModelSource, head: nn.Modul
     """
     if source.lora is not None:
         model.requires_grad_(False)
-        add_lora(model.base_model, source.lora, source.seed, tied=_is_tied(model))
+        add_lora(model.base_model, source.lora, source.seed)
         if head is not None:
             head.requires_grad_(True)
     if source.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
-
-
-def _is_tied(model: PreTrainedModel) -> bool:
-    output = model.get_output_embeddings()
-    return output is not None and output.weight is model.get_input_embeddings().weight
 
 
 def read_model(
@@ -209,8 +217,8 @@ def read_model(
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{folder}: the model cannot be read: {error}") from error
+    except (ImportError, KeyError, OSError, RuntimeError, StrictDataclassError, ValueError) as error:
+        raise DataError(f"{folder}: the model cannot be read: {' '.join(str(error).split())}") from error
     missing = sorted(info["missing_keys"])
     lost = [key for key in missing if not key.startswith(new)] if new else missing
     if lost:

@@ -13,14 +13,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PretrainedConfig, PreTrainedModel
 
 from prmkit.ends import model_end_ids
 from prmkit.losses.prm import log_odds
 from prmkit.models.folders import ModelCard, atomic_folder, resolve_folder
 from prmkit.models.heads import plan_head
 from prmkit.models.lora import merged_state_dict
-from prmkit.models.policy import checked_lm_head, hidden_states, prepare_training, read_model
+from prmkit.models.policy import checked_lm_head, hidden_states, prepare_training, read_model, write_model
 from prmkit.models.sharding import writes
 from prmkit.models.source import (
     ModelSource,
@@ -100,8 +100,9 @@ class PRMModel(nn.Module):
         state = merged_state_dict(self.model)
         if not writes(self.model):
             return
+        _name_labels(self.model.config, self.format.spec.prm.head)
         with atomic_folder(directory, ModelCard("prm", weight_version)) as folder:
-            self.model.save_pretrained(folder, state_dict=state)
+            write_model(self.model, state, folder)
             write_tokenizer(self.tokenizer, folder)
             self.format.spec.save(folder)
 
@@ -155,6 +156,14 @@ class PRMModel(nn.Module):
         hidden = hidden_states(self.backbone, input_ids, attention_mask)
         rows, columns = position_mask.nonzero(as_tuple=True)
         return self.logits_at(hidden[rows, positions[rows, columns]])
+
+
+def _name_labels(config: PretrainedConfig, head: str) -> None:
+    """Say in a configuration what the outputs of a head of its own are; LABEL_0 and LABEL_1 say nothing."""
+    labels = {"token_head": ("wrong", "right"), "scalar": ("right",)}.get(head)
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
 
 
 def build_prm(source: ModelSource, step_format: BoundStepFormat) -> PRMModel:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -28,7 +30,7 @@ from transformers.models.auto.tokenization_auto import (
     TOKENIZER_MAPPING_NAMES,
 )
 
-from prmkit.errors import ConfigError, DataError, StepFormatError
+from prmkit.errors import ConfigError, DataError, PrmkitError, StepFormatError
 from prmkit.io import read_json
 from prmkit.models.folders import resolve_folder
 from prmkit.models.lora import LoraSpec
@@ -190,20 +192,36 @@ def make_config(source: ModelSource, tokenizer: Any, **overrides: Any) -> Pretra
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return AutoConfig.for_model(model_type, **{**defaults, **values, **overrides})
+    with _refusals(source.config):
+        return AutoConfig.for_model(model_type, **{**defaults, **values, **overrides})
+
+
+@contextmanager
+def _refusals(config: Mapping[str, Any] | None) -> Iterator[None]:
+    """Give what transformers refuses of a model's settings the name of the key (PrmkitError)."""
+    try:
+        yield
+    except (ImportError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
+        named = re.search(r"`?(attn_implementation)", str(error))
+        key = "source.attn_implementation" if named or isinstance(error, ImportError) else "source.config"
+        reason = " ".join(str(error).split())
+        if isinstance(error, KeyError):  # of a table of functions, by name
+            key = next((f"{key}.{name}" for name, value in (config or {}).items() if value in error.args), key)
+            reason = f"transformers knows no {error}"
+        raise PrmkitError(f"model.{key}: {reason.rstrip('.')}.") from error
 
 
 def read_config(folder: Path) -> PretrainedConfig:
     """The transformers configuration in a folder; DataError when it is of a kind that transformers does not know."""
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, StrictDataclassError, ValueError) as error:
         raise DataError(f"{folder / 'config.json'}: not a configuration that transformers knows: {error}") from error
 
 
 def from_config(auto_class: Any, config: PretrainedConfig, source: ModelSource) -> PreTrainedModel:
     """A model of random weights, drawn with the source's seed."""
-    with seeded(source.seed):
+    with _refusals(source.config), seeded(source.seed):
         model: PreTrainedModel = auto_class.from_config(
             config,
             dtype=to_dtype(source.dtype),
@@ -223,7 +241,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: Any, where: str | Path) 
         )
 
 
-def resolve_source(source: ModelSource) -> Path:
-    """The local folder of a source with a path."""
+def resolve_source(source: ModelSource, weights: bool = True) -> Path:
+    """The local folder of a source with a path; without `weights` its configuration is enough."""
     assert source.path is not None
-    return resolve_folder(source.path)
+    return resolve_folder(source.path, weights)

@@ -1,8 +1,11 @@
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -34,10 +37,11 @@ class Exporting(Plain):
         self.written.append((str(directory), weight_version, self.trainer.global_step))
 
 
-def fit(model: Plain, callback: ExportPretrained, **changes) -> None:
+def fit(model: Plain, callback: ExportPretrained, more=(), **changes) -> None:
     data = DataLoader(torch.ones(4, 2), batch_size=1)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    run = Trainer(**quiet, enable_checkpointing=False, max_epochs=2, callbacks=[callback], **changes)
+    settings = {**quiet, "enable_checkpointing": False, **changes}
+    run = Trainer(**settings, max_epochs=2, callbacks=[callback, *more])
     run.fit(model, data, data)
 
 
@@ -69,3 +73,17 @@ def test_refusals(tmp_path: Path) -> None:
         ExportPretrained("")
     with pytest.raises(ConfigError, match=r"ExportPretrained: got 'Plain'"):
         fit(Plain(), ExportPretrained(str(tmp_path)))
+
+
+@pytest.mark.parametrize("dirpath", [".", "..", "run", "run/logs", "run/checkpoints"])
+def test_folders_of_the_run_and_of_others_are_refused_before_training(tmp_path: Path, monkeypatch, dirpath) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run" if dirpath.startswith(".") else tmp_path)
+    root = Path() if dirpath.startswith(".") else tmp_path / "run"
+    loggers = [CSVLogger(root / "logs", name="", version="")]
+    saver = ModelCheckpoint(root / "checkpoints")
+    model, callback = Exporting(), ExportPretrained(dirpath)
+    with pytest.raises(ConfigError, match=rf"export\.dirpath: got '{re.escape(dirpath)}'.*name a folder in it"):
+        fit(model, callback, default_root_dir=root, logger=loggers, enable_checkpointing=True, more=[saver])
+    assert model.written == []
+    assert model.trainer.global_step == 0

@@ -131,3 +131,33 @@ def test_headline(metrics, text):
 @pytest.mark.parametrize("name", shipped_configs())
 def test_no_shipped_config_has_a_bar_of_its_own(name):
     assert "ProgressBar" not in (config_root() / Path(*Path(name).parts[1:])).read_text()
+
+
+def test_the_sampling_of_an_iteration_is_shown(tmp_path):
+    """A data module that samples says how far it is, before the first step of an iteration ends."""
+    seen = []
+
+    class Data(pl.LightningDataModule):
+        watch = None
+
+        def train_dataloader(self):
+            return DataLoader([0.0, 1.0])
+
+    class Model(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch, batch_idx):
+            self.trainer.datamodule.watch(8, 8)
+            seen.append(self.trainer.progress_bar_callback._line._text)
+            return (self.w * batch).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    options = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(max_epochs=1, callbacks=[FitProgress()], default_root_dir=tmp_path, **options)
+    trainer.fit(Model(), Data())
+    assert seen[0] == "sampling: 8 of 8 prompts"
+    assert seen[1].startswith("sampling: 8 of 8 prompts; epoch 1/1, loss 0.000")

@@ -1,11 +1,12 @@
 """`predictions.jsonl` holds the rows of all processes in order of rank, and appears when it is whole."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from callbacks.predictions import PredictionsWriter
-from prmkit.errors import DataError
+from prmkit.errors import ConfigError, DataError
 from prmkit.io import read_jsonl
 
 
@@ -47,3 +48,15 @@ def test_other_outputs_are_refused(tmp_path, outputs):
     writer.on_predict_start(trainer(0, 1), None)
     with pytest.raises(DataError, match=r"predict_step returned .*a sequence of mappings, one a row"):
         writer.on_predict_batch_end(trainer(0, 1), None, outputs, None, 0)
+
+
+@pytest.mark.parametrize("fields", [("id", "scores"), ()])
+def test_files_that_no_prediction_left_are_refused(tmp_path, fields):
+    path = tmp_path / "predictions.jsonl"
+    module, writer = SimpleNamespace(prediction_fields=fields), PredictionsWriter(path)
+    writer.setup(trainer(0, 1), module, "predict")
+    for text, ours in (('{"id": "a", "scores": [1.0]}\n', bool(fields)), ('{"id": "a", "question": "q"}\n', False)):
+        path.write_text(text)
+        with nullcontext() if ours else pytest.raises(ConfigError, match=r"predictions: got .* move it away"):
+            writer.setup(trainer(0, 1), module, "predict")
+        assert path.read_text() == text

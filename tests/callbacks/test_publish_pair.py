@@ -146,3 +146,64 @@ def test_wandb_artifact_offline(policy, store, tmp_path, monkeypatch):
         if path in entries:
             assert Path(entries[path].local_path).stat().st_size == file.size
     assert wandb.run is None
+
+
+def test_wandb_shows_what_a_run_used(policy, store, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+        (tmp_path / name).mkdir()
+    settings = {"policy": str(policy), "registry": store.storage.url}
+    fit(policy, tmp_path, PublishPair("toy", **settings))
+    logger = WandbLogger(project="toy", save_dir=tmp_path, offline=True)
+    found, log = [], logger.experiment._log_artifact
+
+    def remember(artifact, *arguments, **options):
+        found.append((artifact, options))
+        return log(artifact, *arguments, **options)
+
+    monkeypatch.setattr(logger.experiment, "_log_artifact", remember)
+    callback = PublishPair("toy", parent="toy@1", wandb=True, **settings)
+    fit(policy, tmp_path, callback, logger=logger, max_epochs=2)
+    logger.experiment.finish()
+    used, logged = [(artifact, options.get("use_after_commit", False)) for artifact, options in found]
+    assert (used[1], used[0].metadata["ref"], used[0].name.partition(":")[0]) == (True, "toy@1", "toy")
+    assert (logged[1], logged[0].metadata["ref"], logged[0].metadata["parent"]) == (False, "toy@2", "toy@1")
+    files = {path: file.size for path, file in store.manifest("toy@1").located().items()}
+    assert {path: entry.size for path, entry in used[0].manifest.entries.items() if path != "pair.json"} == files
+
+
+def test_rollouts_are_a_table_of_wandb(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    from types import SimpleNamespace
+
+    from lightning.pytorch.loggers import WandbLogger
+
+    from callbacks.rollout_samples import RolloutSamples
+    from prmkit.rollouts import Rollout
+    from prmkit.types import Problem, Step, StepScores, Trace
+
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    logger = WandbLogger(project="toy", save_dir=tmp_path, offline=True)
+    tables = []
+    monkeypatch.setattr(logger.experiment, "log", lambda values, **_: tables.append(values))
+    trace = Trace("p1", (Step("a=1"), Step("b=2")), "stop", scores=StepScores((0.5, 0.25)))
+    rollout = Rollout(Problem("p1", "q", "2"), 0, (1,), (2, 3), (0.0, 0.0), trace, None, {"outcome": 1.0})
+    trainer = SimpleNamespace(loggers=[logger], global_step=4)
+    RolloutSamples(str(tmp_path / "samples"))._write(trainer, [rollout], 7)
+    table = tables[0]["rollout/samples"]
+    logger.experiment.finish()
+    assert table.columns == [
+        "iteration",
+        "problem_id",
+        "question",
+        "answer",
+        "steps",
+        "scores",
+        "finish",
+        "reward",
+        "outcome",
+    ]
+    assert table.data == [[7, "p1", "q", "2", "a=1\nb=2", "0.500\n0.250", "stop", None, 1.0]]

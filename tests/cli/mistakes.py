@@ -121,6 +121,12 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     Mistake(f"{FIT} --model.optimizer.lr=-1", ("optimizer.lr", "-1", "a positive number"), light=False),
     Mistake(f"{FIT} --trainer.strategy ddp3", ("ddp3",), light=False),
+    Mistake(f"{FIT} --trainer.callbacks.0.save_top_k=-5", ("ModelCheckpoint", "save_top_k=-5"), light=False),
+    Mistake(
+        f"{FIT} --model.source.config.hidden_act swish2", ("model.source.config.hidden_act", "'swish2'"), light=False
+    ),
+    Mistake(f"{FIT} --seed_everything=-1", ("seed_everything", "-1", "0..4294967295"), light=False),
+    Mistake("prm validate --config configs/sft/quick.yaml", ("ckpt_path", "before its fit", "`last`"), light=False),
     Mistake(f"{FIT} --trainer.accelerator tpu", ("trainer:", "torch_xla"), light=False),
     # sizes and budgets
     Mistake(f"{SEARCH} --n 0", ("n: got 0", "at least 1")),

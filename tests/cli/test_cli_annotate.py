@@ -218,9 +218,10 @@ def test_traces_of_a_search_are_labelled(memorised_policy, tmp_path, capsys):
     found = {(row["problem_id"], tuple(trace["steps"])) for row in read_jsonl(rows) for trace in row["traces"]}
     assert {(record.problem_id, record.steps) for record in records} <= found
     assert "step accuracy" in capsys.readouterr().out
-    with rows.open("a") as file:
-        file.write("\n")
+    first, *others = read_jsonl(rows)
+    first["traces"] = first["traces"][:-1]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
     assert main([*arguments, "--method", "traces", "--candidates", str(rows)]) == 2
-    assert "candidates" in capsys.readouterr().err
+    assert "was made from other problems" in capsys.readouterr().err
     assert main([*arguments, "--method", "traces"]) == 2
     assert "candidates: got None; accepted: the rows.jsonl of a `prm search`" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_a_killed_demo_ends_with_the_same_figures(tmp_path, killed_at_random):
         killed,
         (killed / "summary.json").exists,
         kills=6,
-        waits=(4.0, 20.0),
+        waits=(2.0, 9.0),
         seed=0,
         timeout=600,
         env=ENVIRONMENT,

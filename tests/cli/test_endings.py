@@ -20,6 +20,7 @@ from prmkit.cli.ending import (
     following_search,
     show_ending,
 )
+from prmkit.cli.options import ProblemSource
 from prmkit.resources import shipped_configs
 
 NOISE = (
@@ -170,16 +171,25 @@ ACCUMULATOR = "runs/accumulator"
             "search --config configs/search/quick.yaml --policy POLICY --prm x/prm/model --output x/search",
         ),
         (
-            following_search("P", ["M"], "out", "gsm8k"),
+            following_search("P", ["M"], "out", ProblemSource("gsm8k")),
             "pairs publish NAME --policy P --prm M --metrics out",
         ),
         (
-            following_search("P", ["M"], "out", "gsm8k", comparison=True),
+            following_search("P", ["M"], "out", ProblemSource("gsm8k"), comparison=True),
             "search --task gsm8k --policy P --prm M --output out/best_of_n",
         ),
         (
-            following_search("a/b/policy", [], "out", "gsm8k"),
+            following_search("a/b/policy", [], "out", ProblemSource("gsm8k")),
             "annotate --method omegaprm --task gsm8k --policy a/b/policy --output a/annotate/annotations.jsonl",
+        ),
+        (
+            following_search("a/b/policy", [], "out", ProblemSource("jsonl", "my file.jsonl", "test", 5, 7)),
+            "annotate --method omegaprm --task jsonl --policy a/b/policy --output a/annotate/annotations.jsonl "
+            "--data 'my file.jsonl'",
+        ),
+        (
+            following_search("P", ["M"], "out", ProblemSource(task_options={"min_ops": 2}), comparison=True),
+            "search --task accumulator --policy P --prm M --output out/best_of_n --task_options '{\"min_ops\": 2}'",
         ),
     ],
 )
@@ -192,3 +202,9 @@ def test_what_to_type_next(words, expected, monkeypatch, tmp_path):
 def test_the_next_command_of_every_shipped_policy_names_a_config_that_exists(name):
     words = following_policy("runs/x/sft/policy", config_stems(["--config", name]), "math500")
     assert words[3] in (*shipped_configs("annotate"), "omegaprm")
+
+
+def test_a_stage_names_no_next_command(monkeypatch, capsys):
+    monkeypatch.setenv("PRMKIT_STAGE", "search")
+    show_ending(["a"], ["b"], [["prm", "fit"]])
+    assert capsys.readouterr().out == "made    a\nresult  b\n"

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -325,3 +327,47 @@ def test_what_could_not_be_loaded_is_not_saved(capsys):
     assert sorted(Path("run/checkpoints").iterdir()) == written
     again = ["--ckpt_path", "last", "--trainer.max_epochs", "3", "--weights_only", "false"]
     assert len(fit(*again, config=config)) == 4
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+
+def together(*argv: str, config: str) -> tuple[subprocess.CompletedProcess, list[dict]]:
+    """Run a fit on two gloo processes."""
+    Path("steps.jsonl").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+    command += ["-m", "prmkit.cli", "fit", "--config", config, *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    file = Path("steps.jsonl")
+    return done, [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+ZERO = {"class_path": "lightning_modules.strategies.ZeroStrategy", "init_args": {"bucket_elements": 5000}}
+WHOLE = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "zero1", "zero2", "zero3"])
+def test_two_processes_take_the_configs_settings(name):
+    strategy = name
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed")
+        stage = int(name[4:])
+        init = {**ZERO["init_args"], "stage": stage, **({"config": WHOLE} if stage == 3 else {})}
+        strategy = {**ZERO, "init_args": init}
+    config = with_callbacks(devices=2, strategy=strategy)
+    done, _ = together("--trainer.max_epochs", "2", config=config)
+    assert done.returncode == 0, done.stderr
+    new = ["--model.optimizer.lr", "0.01", "--model.optimizer.betas", "[0.5,0.75]", "--trainer.max_epochs", "4"]
+    new += ["--model.optimizer.weight_decay", "0.3"]
+    done, resumed = together(*new, "--ckpt_path", "last", config=config)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("resume: model.optimizer.lr: 0.01 (checkpoint: 0.001)") == 1  # by rank 0
+    _, whole = together(*new, "--trainer.default_root_dir", "other", config=config)
+    assert resumed == whole[-len(resumed) :]
+    assert 0 < len(resumed) < len(whole)
+    changed, _ = together("--model.size", "3", "--trainer.max_epochs", "6", "--ckpt_path", "last", config=config)
+    assert changed.returncode != 0
+    assert "error: --ckpt_path" in changed.stderr
+    assert "[3, 2] in this config's model" in changed.stderr

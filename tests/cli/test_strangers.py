@@ -1,9 +1,11 @@
 """A stranger's files in the places that commands write to: refused by name before work begins, or left alone beside."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from prmkit.annotation import StepLabels
 from prmkit.cli import main
 from prmkit.io import read_json
 
@@ -49,10 +51,8 @@ REFUSED = [
 def workdir(memorised_policy, memorised_prm, tmp_path, monkeypatch):
     """A folder to work in, and commands in which names stand for what is there; gives status and errors."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "labels.jsonl").write_text(
-        '{"schema": 1, "problem_id": "p", "question": "f+1", "answer": "1", "steps": ["f"], "values": [1.0],'
-        ' "source": "mips"}\n'
-    )
+    labels = StepLabels("p", "f+1", "1", ("f",), (1.0,), (1,), "mips", "p")
+    (tmp_path / "labels.jsonl").write_text(json.dumps(labels.to_json()) + "\n")
     names = {"POLICY": str(memorised_policy), "PRM": str(memorised_prm), "LABELS": "labels.jsonl"}
 
     def run(argv, capsys):
@@ -82,7 +82,7 @@ def test_a_strangers_file_in_an_outputs_place_is_refused_and_stays(workdir, caps
     assert status == 2
     message = next(line for line in errors.splitlines() if "error: " in line)
     assert place.name in message or str(place.parent) in message or "dirpath: got 'out'" in message, message
-    assert any(remedy in message for remedy in ("move", "another", "name a", "elsewhere")), message
+    assert any(remedy in message for remedy in ("move", "another", "ame a", "elsewhere")), message
     after = snapshot()
     assert {path: after.get(path) for path in before} == before
     made = {path for path in set(after) - set(before) if path.parts[0] == "out" and ".lock" not in path.name}

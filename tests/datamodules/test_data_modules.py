@@ -127,7 +127,7 @@ def test_steps_of_another_separator_are_refused_before_training(bound, write_jso
 def test_data_without_any_label_is_refused(bound, write_jsonl, batch):
     source = [SourceConfig(path=write_jsonl([record(None), record(None)]))]
     data = attach(StepLabelDataModule(source, batch=batch, max_length=64), bound)
-    with pytest.raises(DataError, match=r"nothing in 2 of 2 rows looked at|no row is left to train on"):
+    with pytest.raises(DataError, match=r"none of its 2 records has a labelled step|no row is left to train on"):
         data.train_dataloader()
 
 

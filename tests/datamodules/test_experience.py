@@ -316,3 +316,10 @@ def test_a_module_that_optimises_no_policy_is_refused():
     from lightning_modules.sft import SFT
 
     refused(ConfigError, r"model: got 'SFT'; accepted: a module that optimises a policy", data(), SFT(SOURCE))
+
+
+def test_the_sampling_of_an_iteration_is_told_prompt_by_prompt():
+    source, told = data(), []
+    source.watch = lambda done, total: told.append((done, total))
+    fit(grpo(), source, limit_val_batches=0)
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]

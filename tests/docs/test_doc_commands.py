@@ -215,7 +215,7 @@ def test_links_and_files_exist(page):
         if "://" not in target:
             assert (ROOT / page).parent.joinpath(target).exists(), target
     for name in re.findall(r"configs/[\w/.-]+\.yaml", text):
-        if not re.search(r"configs/(sft|prm)/math\.yaml", name):
+        if not re.search(r"configs/(sft|prm)/math\.yaml", name) and page != "docs/what_happens_when.md":  # mistakes
             assert find_config(name), name
 
 

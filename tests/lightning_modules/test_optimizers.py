@@ -66,3 +66,26 @@ def test_refusals(field: str, value) -> None:
 def test_endless_fit_needs_a_schedule_without_end(config: OptimizerConfig) -> None:
     with pytest.raises(ConfigError, match=r"trainer.max_steps"):
         build_optimizer(nn.Linear(2, 2).parameters(), config, math.inf)
+
+
+def test_a_checkpoint_gives_a_schedule_its_step_and_nothing_else():
+    def built(lr, warmup, total):
+        weight = torch.nn.Parameter(torch.ones(2, 2))
+        config = OptimizerConfig(lr=lr, warmup_steps=warmup, schedule="linear")
+        found = build_optimizer([weight], config, total)
+        return found["optimizer"], found["lr_scheduler"]["scheduler"]
+
+    optimizer, schedule = built(1.0, 0, 4)
+    for _ in range(2):
+        optimizer.step()
+        schedule.step()
+    state = schedule.state_dict()
+    assert state["_last_lr"] == [0.5]
+    other, resumed = built(8.0, 4, 12)
+    resumed.load_state_dict(state)
+    assert other.param_groups[0]["lr"] == 8.0 * 3 / 4  # the third of four steps of warm-up
+    resumed.ends_at(20)
+    for _ in range(4):
+        other.step()
+        resumed.step()
+    assert other.param_groups[0]["lr"] == 8.0 * 14 / 16  # step 6 of 20, 4 of them warm-up

@@ -20,10 +20,11 @@ from prmkit.checkpoints import (
     read_sharded,
     remove_checkpoint,
     remove_leftovers,
+    steps_taken,
     temporary_name,
 )
 from prmkit.checkpoints.sharded import check_pickles, sharded_state
-from prmkit.errors import PrmkitError
+from prmkit.errors import ConfigError, PrmkitError
 
 
 def publish(target: Path, step: int, size: int = 1000) -> Path:
@@ -84,7 +85,8 @@ def test_files_and_folders_compete_by_when_they_were_written(tmp_path):
     torch.save({"state_dict": {}, "global_step": 3}, file)
     for path, seconds in ((folder / MARKER, 1000), (file, 2000)):
         os.utime(path, (seconds, seconds))
-    assert newest_checkpoint([tmp_path]) == file
+    with pytest.warns(UserWarning, match=r"file\.ckpt: written last, after 3 steps; .*folder\.ckpt has 5\. If a copy"):
+        assert newest_checkpoint([tmp_path]) == file
     os.utime(folder / MARKER, (2000, 2000))
     assert newest_checkpoint([tmp_path]) == folder  # more steps
 
@@ -150,3 +152,26 @@ def test_code_in_shards_is_seen_without_running_it(tmp_path, monkeypatch):
     with pytest.raises(PrmkitError, match=r"trainer\.pt: refused"):
         sharded_state(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_user_put_into_a_checkpoint_stays(tmp_path):
+    target = tmp_path / "a.ckpt"
+    publish(target, 1)
+    (target / "notes.md").write_text("mine")
+    with pytest.warns(UserWarning, match=r"a\.ckpt: not removed, notes\.md in it"):
+        remove_checkpoint(target)
+    with pytest.raises(ConfigError, match=r"a\.ckpt/notes\.md is not as prmkit wrote it"):
+        publish(target, 2)
+    assert (target / "notes.md").read_text() == "mine"
+    assert steps_taken(target) == 1
+
+
+def test_a_retired_checkpoint_goes_when_its_successor_is_there(tmp_path):
+    retired = tmp_path / ".a.ckpt.x1.old"
+    publish(tmp_path / "b.ckpt", 1)
+    (retired / "folder").mkdir(parents=True)
+    remove_leftovers(tmp_path)
+    assert retired.exists()
+    publish(tmp_path / "a.ckpt", 2)
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "b.ckpt"]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import fields
 
 import pytest
 from hypothesis import given, settings
@@ -153,11 +154,29 @@ def test_a_mapping_overrides_a_preset():
         ({"prm": {"tag": ""}}, ConfigError, r"step_format\.prm\.tag"),
         ({"policy": {"template": "Q"}}, ConfigError, r"contains \{question\}"),
         ({"schema": 2}, StepFormatError, "schema 2"),
+        ({"policy": None}, ConfigError, r"step_format\.policy: got None; accepted: a mapping of fields"),
+        ({"base": "plain", "prm": "x"}, ConfigError, r"step_format\.prm: got 'x'; accepted: a mapping of fields"),
+        ('{"base": ', ConfigError, r"step_format: got '\{\"base\": '; accepted: JSON text"),
     ],
 )
 def test_bad_formats_name_the_field(source, error, match):
     with pytest.raises(error, match=match):
         get_step_format(source)
+
+
+@pytest.mark.parametrize(("side", "kind"), [("policy", PolicyFormat), ("prm", PRMFormat)])
+def test_every_field_refuses_a_value_of_another_type(side, kind):
+    for field in fields(kind):
+        for value in ([1], 1.5):
+            with pytest.raises(ConfigError, match=rf"step_format\.{side}\.{field.name}: got "):
+                get_step_format({side: {field.name: value}})
+
+
+def test_a_mapping_may_come_as_text():
+    text = '{"base": "math-psa", "policy": {"chat_template_kwargs": {"enable_thinking": false}}}'
+    dotted = {"base": "math-psa", "policy": {"chat_template_kwargs.enable_thinking": False}}
+    assert get_step_format(text) == get_step_format(json.loads(text)) == get_step_format(dotted)
+    assert get_step_format(text).policy.chat_template_kwargs == {"enable_thinking": False}
 
 
 def test_unknown_tag_and_label_are_refused(sentencepiece, qwen):

@@ -72,7 +72,6 @@ def load_records(
     paths: str | Path | Sequence[str | Path],
     format: str = "auto",
     on_line: Callable[[], None] | None = None,
-    malformed: int = 0,
 ) -> Iterator[StepLabels]:
     """Records of one or several files, in order.
 
@@ -81,13 +80,12 @@ def load_records(
             list, or objects one after another.
         format: see RecordFormat; "auto" looks at each file's first object.
         on_line: called after every object that was read.
-        malformed: objects at most that may be left out because they do not fit the format, each with a warning.
 
     Raises:
         DataError: missing file, malformed line, or an object that does not fit; the message starts with `file:line`.
     """
     _check_format(format)
-    return _records_of(expand_paths(paths), format, on_line or (lambda: None), RecordParser(format, malformed))
+    return _records_of(expand_paths(paths), format, on_line or (lambda: None), RecordParser(format))
 
 
 def read_prm800k(path: str | Path, neutral: float = 1.0) -> Iterator[StepLabels]:

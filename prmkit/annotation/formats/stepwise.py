@@ -22,19 +22,19 @@ def parse_trl(record: Mapping[str, Any], where: str) -> list[StepLabels]:
 
     "Step i:" is taken off where every step begins so (`trl-lib/math_shepherd`).
     """
-    question = _asked(record["prompt"], where) if isinstance(record.get("prompt"), list) else None
-    question = get(record, "prompt", str, where) if question is None else question
-    return _listed(record, question, "completions", "trl", where)
+    prompt = record.get("prompt")
+    question = _asked(prompt, where) if isinstance(prompt, list) else prompt
+    return _listed(record, ("prompt", question), "completions", "trl", where)
 
 
 def parse_chain_of_thoughts(record: Mapping[str, Any], where: str) -> list[StepLabels]:
     """`question`, `chain_of_thoughts` and `labels` (1 and -1): one record."""
-    return _listed(record, get(record, "question", str, where), "chain_of_thoughts", "chain-of-thoughts", where)
+    return _listed(record, ("question", record.get("question")), "chain_of_thoughts", "chain-of-thoughts", where)
 
 
 def parse_extra_0(record: Mapping[str, Any], where: str) -> list[StepLabels]:
     """`query`, `response` (a list of steps) and `labels`: one record. Any `text` with the tags is not read."""
-    return _listed(record, get(record, "query", str, where), "response", "extra-0", where)
+    return _listed(record, ("query", record.get("query")), "response", "extra-0", where)
 
 
 def parse_openr(record: Mapping[str, Any], where: str) -> list[StepLabels]:
@@ -60,8 +60,13 @@ def _asked(conversation: list[Any], where: str) -> str:
     return content
 
 
-def _listed(record: Mapping[str, Any], question: str, steps_field: str, source: str, where: str) -> list[StepLabels]:
+def _listed(
+    record: Mapping[str, Any], asked: tuple[str, Any], steps_field: str, source: str, where: str
+) -> list[StepLabels]:
+    name, question = asked
     steps = texts(record, steps_field, where)
+    if not isinstance(question, str):
+        raise DataError(f"{where}: {name}: got {shown(question)}; accepted: a string")
     values = label_values(record.get("labels"), len(steps), f"{where}: labels")
     return [_record(question, strip_numbers(steps), values, source)]
 

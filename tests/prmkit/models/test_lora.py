@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from prmkit.engines.weight_sync import check_names
 from prmkit.errors import ConfigError
 from prmkit.models import LoraSpec, ModelSource, build_policy, load_tokenizer, save_policy
 from prmkit.steps import STEP_FORMATS
@@ -48,8 +49,10 @@ def test_every_layer_is_refused_or_exported_as_it_is(tied, tmp_path):
         torch.testing.assert_close(again(IDS).logits, model.eval()(IDS).logits, rtol=1e-4, atol=1e-4)
         exported.add(name)
     assert exported >= {"q_proj", "down_proj"}
-    assert ("embed_tokens" in exported) is not tied
+    assert "embed_tokens" in exported
     assert json.loads((tmp_path / "q_proj" / "config.json").read_text())["tie_word_embeddings"] is tied
+    assert json.loads((tmp_path / "embed_tokens" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert model.config.tie_word_embeddings is tied
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,12 @@ def test_a_name_that_matches_nothing_is_refused_beside_one_that_does(targets, me
     with pytest.raises(ConfigError, match=message):
         build(targets, tied=False)
     assert any("lora" in name for name, _ in build(r".*\.[qv]_proj", tied=False)[0].named_parameters())
+
+
+def test_tied_embeddings_with_adapters_are_not_sent_to_vllm():
+    """Its model computes logits with the embeddings that it has."""
+    model, _ = build(["embed_tokens"], tied=True)
+    with pytest.raises(ConfigError, match=r"lora\.target_modules: got 'tied embeddings'"):
+        check_names(model)
+    check_names(build(["embed_tokens"], tied=False)[0])
+    check_names(build(["q_proj"], tied=True)[0])

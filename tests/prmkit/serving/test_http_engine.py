@@ -115,6 +115,40 @@ def edit_choice(**fields):
     return lambda reply: reply["choices"][0].update(fields)
 
 
+@pytest.mark.parametrize("text", [None, 7, "missing"])
+def test_a_reply_without_text_is_never_a_step(faults, policy_server, connect, prompts, text):
+    server = policy_server()
+    engine = connect(server, prompts="text", logprobs=False)
+
+    def edit(reply):
+        reply["choices"][0]["text"] = text
+        if text == "missing":
+            del reply["choices"][0]["text"]
+
+    server.faults += [faults["change"](edit)]
+    with pytest.raises(ServerError, match=r"a choice has the text (None|7); expected a string"):
+        run(engine, [GenerationRequest(prompts[0])])
+    assert run(engine, [GenerationRequest(prompts[0])]), "only that request fails"
+
+
+MISBUILT = [
+    lambda reply: reply.update(choices=[None] * len(reply["choices"])),
+    lambda reply: reply["choices"][0].update(index="first"),
+    lambda reply: reply["choices"][0].update(logprobs=7),
+    lambda reply: reply["choices"][0].update(logprobs={"content": [None]}, token_ids=None),
+    lambda reply: reply.update(usage={"prompt_tokens_details": 7}),
+]
+
+
+@pytest.mark.parametrize("number", range(len(MISBUILT)))
+def test_a_reply_of_another_build_is_one_clear_error(faults, policy_server, connect, prompts, number):
+    server = policy_server()
+    engine = connect(server)
+    server.faults += [faults["change"](MISBUILT[number])]
+    with pytest.raises(EngineLostError, match=r"http://.*: "):
+        run(engine, [GenerationRequest(prompts[0], 3)])
+
+
 DISHONOURED = {
     "ignores n": (lambda reply: reply.update(choices=reply["choices"][:1]), r"3 choices, got 1\..*split_samples"),
     "numbers": (edit_choice(index=1), "choices numbered 0 to 2"),

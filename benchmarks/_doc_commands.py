@@ -1,0 +1,173 @@
+"""The commands of README and docs, run: smaller, in their order, in one folder that an earlier demo has filled.
+
+What needs a network, a GPU, vLLM, a cluster or a package index is not run; the tests of tests/docs parse it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+# What is not run, by a word of the command.
+_ELSEWHERE = (
+    "make", "torchrun", "sbatch", "vllm", "pip", "python", "break", "sleep", "loop", "openr_figure4", "qwen2.5",
+    "multistep_arithmetic", "accumulator@best",
+)  # fmt: skip
+_EPOCH = "--trainer.max_epochs 1 --data.iteration.prompts 4 --data.prompts.count 8 --data.validation.count 4"
+_LABELS = "--trainer.max_steps 2 --data.train.0.offset 5 --data.val.0.count 5"
+_STEPS = "runs/demo/annotate/annotations.jsonl"
+_VALIDATED = f"--data.val [{{path: {_STEPS}}}]"
+# Arguments that make a command small, by the first pattern found in it.
+_SMALLER = (
+    (r"--help|^prm (estimate|export)", ""),
+    (r"^prm demo", "--config quick"),
+    (r"^prm fit .*configs/(grpo|ppo)", _EPOCH),
+    (r"^prm fit .*hard.jsonl", f"--trainer.max_steps 2 --data.init_args.train [{{path: {_STEPS}}}] {_VALIDATED}"),
+    (
+        r"^prm fit .*configs/prm/quick",
+        f"--trainer.max_steps 2 --model.source.path runs/policy --data.train.0.path {_STEPS}",
+    ),
+    (r"^prm fit .*configs/prm", _LABELS),
+    (r"^prm fit .*configs/sft", "--trainer.max_steps 20 --data.train.0.count 400 --data.val.0.count 20"),
+    (r"^prm annotate .*traces", "--limit 4 --rollouts 2"),
+    (r"^prm annotate", "--limit 30 --rollouts 2"),
+    (r"^prm search .*(mcts.yaml|methods|dvts|rebase)", "--limit 1 --budgets 64"),
+    (r"^prm search .*beam_search", "--limit 2 --budgets 4"),
+    (r"^prm search", "--limit 4 --n 4"),
+    (r"^prm pairs promote", "--force"),
+)
+# What stands for a place of the reader's own.
+_PLACES = (
+    (r"s3://bucket/pairs", "remote"),
+    (r"math@7", "math@1"),
+    (r"/shared/", "shared/"),
+    (r"^runs/prm$", "runs/demo/prm"),  # of `prm export`: the run
+)
+_PRM = str(Path(sys.executable).with_name("prm"))
+
+
+def run_commands(pages: Any, folder: Path) -> dict[str, Any]:
+    """Run what can be run here; returns counts, and the first line of every failure.
+
+    Args:
+        pages: the module tests/docs/test_doc_commands.py.
+        folder: an empty folder.
+    """
+    found = [
+        (f"{block.page}:{block.line}", words)
+        for block in pages.BLOCKS
+        if block.language in pages.SHELLS
+        for words in pages.commands(block)
+    ]
+    here = [(place, words) for place, words in found if words[0] == "prm" and not _elsewhere(words)]
+    here.sort(key=lambda item: item[1] != ["prm", "demo"])  # the other pages go on from it
+    failures: dict[str, str] = {}
+    ran = 0
+    with _servers(folder) as addresses:
+        for place, words in here:
+            if "--output" in words and words[1] == "annotate":  # pages show several ways to make one file
+                for labels in folder.glob(f"{words[words.index('--output') + 1]}*"):
+                    labels.unlink()
+            if words[1] == "serve":  # it runs all the while
+                ran += 1
+                continue
+            typed = _typed(words, addresses)
+            ended = _run(typed, folder)
+            print(ended.returncode, shlex.join(typed), flush=True)
+            ran += 1
+            if ended.returncode:
+                lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+                failures[f"{place} {shlex.join(words)}"] = (lines or ended.stderr.splitlines() or ["no output"])[-1]
+            if words == ["prm", "demo"]:
+                _furnish(folder)
+    return {
+        "doc_commands": len(found),
+        "doc_commands_run": ran,
+        "doc_commands_failed": len(failures),
+        "doc_failures": failures,
+    }
+
+
+def _elsewhere(words: list[str]) -> bool:
+    text = " ".join(words)
+    needs = ("--engine vllm", "--model policy", "--task math500", "pairs list accumulator")
+    return any(word in (words[0], words[1]) or (len(word) > 6 and word in text) for word in _ELSEWHERE) or any(
+        need in text for need in needs
+    )
+
+
+def _typed(words: list[str], addresses: list[str]) -> list[str]:
+    """A command with places and servers that are there, and its arguments that make it small."""
+    text = shlex.join(words)
+    if text.startswith("prm pairs fetch"):
+        return ["pairs", "fetch", "runs/registry", "math@1", "--registry", "fetched"]
+    small = next((more for pattern, more in _SMALLER if re.search(pattern, text)), "")
+    typed: list[str] = []
+    for word in words[1:]:
+        if word.startswith("http://"):
+            word = addresses[typed[-1] == "--prm_endpoint"]
+            if word in typed:  # several servers of the same model
+                typed.pop()
+                continue
+        for pattern, place in _PLACES:
+            if words[1] == "export" or "demo" not in place:
+                word = re.sub(pattern, place, word)
+        typed.append(word)
+    return [*typed, *re.findall(r"\[.*?\]|\S+", small)]
+
+
+def _run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PRMKIT_CACHE": str(folder / "cache")}
+    return subprocess.run([_PRM, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def _furnish(folder: Path) -> None:
+    """What the pages take for granted: a policy, PRMs, labels, problems."""
+    demo = folder / "runs" / "demo"
+    for source, name in (("sft/policy", "policy"), ("prm/model", "prm"), ("prm/model", "prm-2")):
+        shutil.copytree(demo / source, folder / "runs" / name)
+    shutil.copytree(demo / "sft" / "policy", folder / "my-policy")
+    for name in ("math", "shared"):
+        (folder / name).mkdir()
+    (folder / "math" / "train.jsonl").write_text('{"problem": "1+1", "final_answer": "2"}\n' * 3)
+
+
+@contextmanager
+def _servers(folder: Path) -> Iterator[list[str]]:
+    """`prm serve` with a policy, and with a PRM; gives their addresses."""
+    policy, steps = "served/sft/policy", "served/annotate/annotations.jsonl"
+    quick = "--trainer.max_steps 20 --trainer.default_root_dir"
+    for made in (
+        f"fit --config configs/sft/quick.yaml {quick} served/sft",
+        f"annotate --config configs/annotate/quick.yaml --policy {policy} --output {steps}",
+        f"fit --config configs/prm/quick.yaml {quick} served/prm",
+    ):
+        ended = _run(made.split(), folder)
+        if ended.returncode:
+            raise SystemExit(ended.stderr)
+    with ExitStack() as stack:
+        yield [stack.enter_context(_server(folder, *model)) for model in
+               (("--policy", policy), ("--prm", "served/prm/model"))]  # fmt: skip
+
+
+@contextmanager
+def _server(folder: Path, option: str, model: str) -> Iterator[str]:
+    command = [_PRM, "serve", option, model, "--port", "0"]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if address := re.search(r"http://127\.0\.0\.1:\d+", line):
+                break
+        else:
+            raise SystemExit("prm serve did not start")
+        yield address[0]
+        process.send_signal(signal.SIGTERM)
