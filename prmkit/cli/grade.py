@@ -40,12 +40,14 @@ def parser() -> PlainParser:
 
     made = PlainParser(
         prog="prm grade",
-        description="Verdicts on answers: which are equal to the gold answer, what was extracted from a solution, and why.",
+        description="Verdicts on answers: which are equal to the gold answer, what was extracted, and why.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("file", metavar="FILE", type=Path, help="JSON lines, or one JSON array")
-    made.add_argument("--attack", action="store_true", help="try cheap strings on every gold answer; report those accepted")
+    made.add_argument(
+        "--attack", action="store_true", help="try cheap strings on every gold answer; report those accepted"
+    )
     made.add_argument("--wrong", action="store_true", help="show only what is not accepted")
     made.add_argument("--limit", type=int, default=None, help="records at most (default: all)")
     made.add_argument("--task", default=None, help="take the grader of this task, e.g. gsm8k")
@@ -72,7 +74,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _records(path: Path, limit: int | None) -> list[tuple[str, Mapping[str, Any]]]:
-    found = list(read_objects(path))
+    found: list[tuple[str, Mapping[str, Any]]] = list(read_objects(path))
     if not found:
         raise DataError(f"{path}: holds no record")
     return found[:limit]
@@ -158,7 +160,7 @@ def _grade(grader: Any, records: Sequence[tuple[str, Mapping[str, Any]]], only_w
 
 def _reason(answer: str | None, gold: str, correct: bool, timed_out: bool) -> str:
     """One line that says how the two were read."""
-    from prmkit.grading.kinds import describe
+    from prmkit.grading.reading import describe
 
     if answer is None:
         return "no answer was found in the text"

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import mpmath
 
-from prmkit.grading.numeric import DIGITS, Undefined, equal_everywhere, proportional, value_at
+from prmkit.grading.numeric import DIGITS, UndefinedError, equal_everywhere, proportional, value_at
 from prmkit.grading.relations import FLIPPED, split_relation
 from prmkit.grading.scalar import Tree, parse
 
@@ -30,7 +30,7 @@ def probe(text: str, engine: Reader | None) -> list[float] | bool:
     with mpmath.workdps(DIGITS[0]):
         try:
             found, error = value_at(tree, 0)
-        except Undefined:
+        except UndefinedError:
             return True
         value: Any = mpmath.mpc(found)
         if error > abs(value) * 1e-12:  # a difference of nearly equal numbers: more digits are needed

@@ -17,10 +17,73 @@ from prmkit.types import Grader
 __all__ = ["Hole", "Target", "attack", "strings"]
 
 _CONSTANTS = (
-    *("0", "1", "-1", "2", "3", "10", "100", "x", "n", "y", "a", "A", "B", "C", "D", "E", "i", "\\pi", "\\infty", "-\\infty"),
-    *("", " ", "?", ".", "...", "-", "+", "=", "()", "[]", "\\boxed{}", "\\text{}", "\\{\\}", "$$", "nan", "inf", "None"),
-    *("True", "False", "null", "\\emptyset", "\\mathbb{R}", "(-\\infty,\\infty)", "any", "all", "\\text{answer}", "\\ldots"),
-    *("unknown", "the answer", "it depends", "x=x", "1=1", "0=0", "x=y", "0/0", "1/0", "9^{9^{9}}", "\\frac{0}{0}", "\\pm 1"),
+    *(
+        "0",
+        "1",
+        "-1",
+        "2",
+        "3",
+        "10",
+        "100",
+        "x",
+        "n",
+        "y",
+        "a",
+        "A",
+        "B",
+        "C",
+        "D",
+        "E",
+        "i",
+        "\\pi",
+        "\\infty",
+        "-\\infty",
+    ),
+    *(
+        "",
+        " ",
+        "?",
+        ".",
+        "...",
+        "-",
+        "+",
+        "=",
+        "()",
+        "[]",
+        "\\boxed{}",
+        "\\text{}",
+        "\\{\\}",
+        "$$",
+        "nan",
+        "inf",
+        "None",
+    ),
+    *(
+        "True",
+        "False",
+        "null",
+        "\\emptyset",
+        "\\mathbb{R}",
+        "(-\\infty,\\infty)",
+        "any",
+        "all",
+        "\\text{answer}",
+        "\\ldots",
+    ),
+    *(
+        "unknown",
+        "the answer",
+        "it depends",
+        "x=x",
+        "1=1",
+        "0=0",
+        "x=y",
+        "0/0",
+        "1/0",
+        "9^{9^{9}}",
+        "\\frac{0}{0}",
+        "\\pm 1",
+    ),
     *("0, 1", "0, 1, 2", "0 1 2 3 4 5 6 7 8 9", "A, B, C, D, E", "A or B or C or D", "ABCDE", "yes or no", "yes, no"),
 )
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -73,7 +136,9 @@ def strings(target: Target) -> Iterator[tuple[str, str]]:
     yield from (("constant", text) for text in _CONSTANTS)
     yield from (("counting", str(number)) for number in range(4, 21))
     yield from (("sides", side.strip()) for side in re.split(r"\\leq|\\geq|\\le|\\ge|\\in|[=<>]", gold)[:-1])
-    if len(re.findall(r"=", gold)) == 1 and not re.fullmatch(r"\s*(?:[a-zA-Z]|[a-zA-Z]\([a-z]\))\s*", gold.split("=")[0]):
+    if len(re.findall(r"=", gold)) == 1 and not re.fullmatch(
+        r"\s*(?:[a-zA-Z]|[a-zA-Z]\([a-z]\))\s*", gold.split("=")[0]
+    ):
         yield "sides", gold.split("=")[1].strip()
     yield from (("letters", letter) for letter in sorted(set(re.findall(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", gold))))
     yield from (("numbers", number) for number in dict.fromkeys(_NUMBER.findall(gold)))
@@ -91,13 +156,28 @@ def strings(target: Target) -> Iterator[tuple[str, str]]:
 
 def _alternatives(gold: str) -> Iterator[str]:
     for other in {"0", "1", "x", "7"} - {gold.strip()}:
-        yield from (f"{gold} or {other}", f"{other} or {gold}", f"{gold}, {other}", f"{other}, {gold}", f"{gold}; {other}")
+        yield from (
+            f"{gold} or {other}",
+            f"{other} or {gold}",
+            f"{gold}, {other}",
+            f"{other}, {gold}",
+            f"{gold}; {other}",
+        )
         yield from (f"{gold} and {other}", f"{gold}\\text{{ or }}{other}", f"either {gold} or {other}")
         yield f"{gold} or {other} apples"
     yield from (f"not {gold}", f"not equal to {gold}", f"anything but {gold}", f"{gold} is wrong", f"less than {gold}")
     if not re.fullmatch(r"(?:\\text\{)?\(?[A-Z]\)?\}?", gold.strip()):  # after a choice letter, words are the choice
-        yield from (f"{gold} {word}" for word in ("million", "thousand", "dozen", "squared", "plus 1", "minus 2", "times 3", "over 2"))
-    yield from (f"{gold} and a half", f"{gold} hundred apples", f"twice {gold}", f"half of {gold}", f"{gold} divided by 7")
+        yield from (
+            f"{gold} {word}"
+            for word in ("million", "thousand", "dozen", "squared", "plus 1", "minus 2", "times 3", "over 2")
+        )
+    yield from (
+        f"{gold} and a half",
+        f"{gold} hundred apples",
+        f"twice {gold}",
+        f"half of {gold}",
+        f"{gold} divided by 7",
+    )
     yield ", ".join(map(str, range(30)))
     yield " or ".join(map(str, range(30)))
     yield " ".join(map(str, range(30)))
@@ -106,17 +186,42 @@ def _alternatives(gold: str) -> Iterator[str]:
 def _changed(gold: str) -> Iterator[str]:
     yield from (f"(-\\infty,{gold}]", f"[{gold},\\infty)", f"[{gold},{gold}]", f"({gold},{gold})", f"x\\geq {gold}")
     yield from (f"x\\leq {gold}", f"x\\neq {gold}", f"{gold} \\pm 1", f"\\sim {gold}", f">{gold}")
-    yield from (f"{gold}={gold}+1", f"{gold}+1={gold}", f"{gold}+1", f"({gold})+10^{{-12}}", f"({gold})+10^{{-60}}", f"{gold}.{gold}")
+    yield from (
+        f"{gold}={gold}+1",
+        f"{gold}+1={gold}",
+        f"{gold}+1",
+        f"({gold})+10^{{-12}}",
+        f"({gold})+10^{{-60}}",
+        f"{gold}.{gold}",
+    )
     if gold.strip() != "0":
         yield from (f"({gold})(1+10^{{-12}})", f"\\pm {gold}", f"{gold} 3 1")
     yield from (f"{gold}+x", f"{gold}+x-y", f"-({gold})+\\pi", f"1/({gold})+7", f"{gold}{gold}")
-    yield from (f"\\{{x : x={gold}\\}} \\cup \\{{0\\}}", f"{gold} \\cup \\mathbb{{R}}", f"{gold}_2", f"{gold}_{{7}}", f"{gold}:1")
+    yield from (
+        f"\\{{x : x={gold}\\}} \\cup \\{{0\\}}",
+        f"{gold} \\cup \\mathbb{{R}}",
+        f"{gold}_2",
+        f"{gold}_{{7}}",
+        f"{gold}:1",
+    )
     yield from (f"f({gold})", f"|{gold}|+|x|", f"\\boxed{{{gold}}} or \\boxed{{0}}", f"{gold}/0", f"0\\cdot {gold}/0")
-    for pattern, replacement in ((r"_\{?\d+\}?", ""), (r"_\{?\d+\}?", "_9"), (r"[\\{}()\[\], ]", ""), (r"-", ""), (r"\d", "7")):
+    for pattern, replacement in (
+        (r"_\{?\d+\}?", ""),
+        (r"_\{?\d+\}?", "_9"),
+        (r"[\\{}()\[\], ]", ""),
+        (r"-", ""),
+        (r"\d", "7"),
+    ):
         yield re.sub(pattern, replacement, gold)
     if "," in gold:
         yield from (gold.replace("(", "[").replace(")", "]"), gold.replace("[", "(").replace("]", ")"))
-    yield from (gold.swapcase(), gold.replace("<", "\\leq "), gold.replace("\\cup", ","), gold.replace("i", ""), gold.replace("x", "z"))
+    yield from (
+        gold.swapcase(),
+        gold.replace("<", "\\leq "),
+        gold.replace("\\cup", ","),
+        gold.replace("i", ""),
+        gold.replace("x", "z"),
+    )
 
 
 def _near(gold: str) -> Iterator[str]:
@@ -127,7 +232,17 @@ def _near(gold: str) -> Iterator[str]:
         yield from (f"{gold}!", f"{gold}!!")
     for other in (value + 1, value - 1, -value, value * 10, value / 10, value * 100, value / 100, 2 * value, value**2):
         yield str(other)
-    yield from (f"{gold}0", f"{gold}.0001", f"{gold}.5", f"1{gold}", f"{gold}e1", f"{gold}t", f"{gold}m", f"{gold} m", f"{gold}c")
+    yield from (
+        f"{gold}0",
+        f"{gold}.0001",
+        f"{gold}.5",
+        f"1{gold}",
+        f"{gold}e1",
+        f"{gold}t",
+        f"{gold}m",
+        f"{gold} m",
+        f"{gold}c",
+    )
     yield from (f"{gold}x", f"{gold}i", f"{gold}%+1", f"{gold}/100", f"{gold}, 000", f"{gold} {gold}")
     yield f"{float(value) * (1 + 1e-9):.15g}"
 
@@ -140,7 +255,10 @@ def _members(gold: str) -> Iterator[str]:
     yield from parts
     yield from ("".join(parts), ", ".join(parts[:-1]), ", ".join([*parts, parts[0], "0"]), " ".join(parts))
     if gold.lstrip().startswith(("(", "[")) and parts != parts[::-1]:
-        yield from (f"({', '.join(parts[::-1])})", f"[{', '.join(parts)}]" if gold[0] == "(" else f"({', '.join(parts)})")
+        yield from (
+            f"({', '.join(parts[::-1])})",
+            f"[{', '.join(parts)}]" if gold[0] == "(" else f"({', '.join(parts)})",
+        )
     yield f"({', '.join([*parts, '0'])})"
     if all("=" in part for part in parts) and len({part.split("=")[0].strip() for part in parts}) == len(parts):
         yield ", ".join(part.split("=")[1] for part in parts[::-1])
@@ -160,7 +278,11 @@ def _has_the_value(text: str, gold: str) -> bool:
 def _fraction(text: str) -> Fraction | None:
     text = re.sub(r"\s*\\!\s*", "", text)
     text = re.sub(r"\\[dt]?frac\s*\{?(-?\d+)\}?\s*\{?(\d+)\}?", r"\1/\2", text.strip().strip("$"))
-    text = re.sub(r"\\(?:text|mbox|mathrm)\{.*?\}(?:\^\{?\d\}?)?|\\\Z|\\(?:circ|%|\$|!)|[\^{}%]|(?<=\d),(?=\d{3}(?!\d))|[A-Za-z]\s*=", "", text).replace(" ", "")
+    text = re.sub(
+        r"\\(?:text|mbox|mathrm)\{.*?\}(?:\^\{?\d\}?)?|\\\Z|\\(?:circ|%|\$|!)|[\^{}%]|(?<=\d),(?=\d{3}(?!\d))|[A-Za-z]\s*=",
+        "",
+        text,
+    ).replace(" ", "")
     try:
         return Fraction(text)
     except (ValueError, ZeroDivisionError):

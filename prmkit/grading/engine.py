@@ -43,7 +43,9 @@ class Engine:
         """True if both texts are one expression each and the two are equal."""
         from sympy import Expr  # type: ignore[import-untyped]
 
-        first, second = ([value for value in self._parsed(text) if not isinstance(value, str)] for text in (gold, answer))
+        first, second = (
+            [value for value in self._parsed(text) if not isinstance(value, str)] for text in (gold, answer)
+        )
         if len(first) != 1 or len(second) != 1:
             return False
         if not all(isinstance(value, Expr) for value in (first[0], second[0])):

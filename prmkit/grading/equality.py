@@ -23,8 +23,8 @@ from prmkit.grading.kinds import (
     Relation,
     Scalar,
     Words,
-    read,
 )
+from prmkit.grading.reading import read
 from prmkit.grading.relations import split_members
 from prmkit.grading.units import IGNORED, convert
 
@@ -109,7 +109,9 @@ class Comparison:
         return abs(gold - answer) <= Fraction(self.tolerance) * abs(gold)
 
     def _quantities(self, gold: Quantity, answer: Quantity) -> bool:
-        unit, other = (tuple(word for word in kind.unit if not (self.votes and word in IGNORED)) for kind in (gold, answer))
+        unit, other = (
+            tuple(word for word in kind.unit if not (self.votes and word in IGNORED)) for kind in (gold, answer)
+        )
         factor = (Fraction(1) if unit == other else None) if self.votes else convert(other, unit)
         if factor is None:
             return False
@@ -168,20 +170,26 @@ class Comparison:
                 return self._related(gold, answer)
             case Assigned(), (Scalar() | Group() | Quantity() | Matrix() | Based()):
                 return self.equal(gold.item, answer)
-            case (Scalar() | Group() | Quantity() | Matrix() | Based()), Assigned():
+            case ((Scalar() | Group() | Quantity() | Matrix() | Based()), Assigned()):
                 return self.equal(gold, answer.item)
             case Quantity(), Scalar():
                 return self._scalars(gold.amount, answer)
             case Scalar(), Quantity():
                 return self._scalars(gold, answer.amount)
-            case (Scalar() | Quantity()), Words() if answer.number is not None:
+            case ((Scalar() | Quantity()), Words()) if answer.number is not None:
                 return _is_number(gold) and self.equal(gold, answer.number)
             case Group(kind="list"), Scalar() if "," in answer.text:
                 return self.equal(gold, _split(answer))
-            case Scalar(), Group(kind="list"):  # one value in several spellings, "15 39/40 or 639/40"
-                return all(self.equal(gold, item) for item in answer.items)
-            case (Words(), Scalar()) | (Scalar(), Words()):
-                return self._by_engine(gold.text, answer.text)
+            case Scalar(), Group(
+                kind="list"
+            ):  # one value several times, "15 39/40 or 639/40", "2 hours or 120 minutes"
+                first = answer.items[0]
+                return self.equal(gold, first) and all(
+                    self.equal(gold, item) or (isinstance(first, Quantity) and self.equal(first, item))
+                    for item in answer.items[1:]
+                )
+            case (Words(text=text), Scalar(text=other)) | (Scalar(text=other), Words(text=text)):
+                return self._by_engine(text, other)
         return False
 
     @staticmethod

@@ -8,14 +8,14 @@ from functools import lru_cache
 
 from prmkit.grading.scalar import Tree
 
-__all__ = ["MAX_BITS", "rational"]
+__all__ = ["rational"]
 
-MAX_BITS = 60_000
+_MAX_BITS = 60_000
 """Longer exact values are not computed here."""
 _MAX_FACTORIAL = 5000
 
 
-class _NotRational(Exception):
+class _NotRationalError(Exception):
     """The value is irrational, symbolic, undefined or too long."""
 
 
@@ -24,7 +24,7 @@ def rational(tree: Tree) -> Fraction | None:
     """The value of a tree as a fraction; None when it has none, or none that is found by arithmetic."""
     try:
         return _value(tree)
-    except (_NotRational, ZeroDivisionError, RecursionError):
+    except (_NotRationalError, ZeroDivisionError, RecursionError):
         return None
 
 
@@ -45,9 +45,9 @@ def _value(tree: Tree) -> Fraction:
         case ("fn", name, *arguments):
             result = _function(name, [_value(argument) for argument in arguments])
         case _:
-            raise _NotRational
-    if _bits(result) > MAX_BITS:
-        raise _NotRational
+            raise _NotRationalError
+    if _bits(result) > _MAX_BITS:
+        raise _NotRationalError
     return result
 
 
@@ -58,23 +58,23 @@ def _bits(value: Fraction) -> int:
 def _power(base: Fraction, exponent: Fraction) -> Fraction:
     if exponent.denominator != 1:
         if base < 0 or exponent.denominator > 64:
-            raise _NotRational
+            raise _NotRationalError
         base = Fraction(_root(base.numerator, exponent.denominator), _root(base.denominator, exponent.denominator))
     power = exponent.numerator
-    if abs(power) * max(1, _bits(base)) > MAX_BITS or (base == 0 and power <= 0):
-        raise _NotRational
+    if abs(power) * max(1, _bits(base)) > _MAX_BITS or (base == 0 and power <= 0):
+        raise _NotRationalError
     return base**power
 
 
 def _root(value: int, order: int) -> int:
     if value > 1 << 2000:
-        raise _NotRational
+        raise _NotRationalError
     low, high = 0, 1 << (value.bit_length() // order + 1)
     while low < high:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if middle**order < value else (low, middle)
     if low**order != value:
-        raise _NotRational
+        raise _NotRationalError
     return low
 
 
@@ -102,4 +102,4 @@ def _function(name: str, values: list[Fraction]) -> Fraction:
             return Fraction(math.gcd(*map(int, values)))
         case "lcm" if whole:
             return Fraction(math.lcm(*map(int, values)))
-    raise _NotRational
+    raise _NotRationalError

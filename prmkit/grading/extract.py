@@ -34,7 +34,7 @@ _MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(\{|\S)")
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;.~]|\\[,;: ()]|\\q?quad|\\text\s*\{|\}|\b(?:and|or)\b|[a-zA-Z](?:_\{?\w\}?)?\s*=|&)*"
+    r"(?:[\s$,;.~]|\\[,;: ()]|\\q?quad|\\text\s*\{|\}|\b(?:and|or)(?:\s+also)?\b|[a-zA-Z](?:_\{?\w\}?)?\s*=|&)*"
 )
 _JOINING = re.compile(r"[,;]|\b(?:and|or)\b")
 
@@ -42,15 +42,20 @@ _HASHES = re.compile(r"####[ \t]*([^\n]*)")
 _LABEL = re.compile(r"\A(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\b|[:=])\s*[:=]?\s*", re.IGNORECASE)
 _ANSWER_IS = re.compile(
     r"\b(?:answer|result)(?:\s+(?:to|for|of)\s+[^.:\n]{1,60}?)?(?:\*\*|__)?\s*"
-    r"(?:is\s+(?:therefore|thus|then|simply|just|now|given by|equal to)\b|is\b|would be\b|should be\b|must be\b|equals\b|[:=])"
+    r"(?:is\s+(?:therefore|thus|then|simply|just|now|given by|equal to)\b|(?:is|would be|should be|must be|equals)\b"
+    r"|[:=])"
     r"\s*(?:\*\*|__)?\s*[:=]?(?:\*\*|__)?[ \t]*",
     re.IGNORECASE,
 )
-_NEGATED = re.compile(r"\A(?:not|never|neither|wrong|incorrect|correct|right|none of)\b(?!\s*(?:a\s+)?(?:possible|real|defined))", re.I)
+_NEGATED = re.compile(
+    r"\A(?:not|never|neither|wrong|incorrect|correct|right|none of)\b(?!\s*(?:a\s+)?(?:possible|real|defined))", re.I
+)
 _CLAUSE_END = re.compile(
-    r"(?:\s*,)?\s+(?:because|since|as\s+(?:we|the|it|required|shown)|and\s+not|not|but|rather\s+than|instead\s+of|which|so\s+that"
-    r"|where|when|if|hence|thus|therefore|assuming|i\.e\.?|given\s+that)\b|\s*,\s*(?:so|as|for|with|i\.e\.|and\s+the)\b"
-    r"|[.!?]?\s+(?:I hope|Hope|Therefore|So\b|Hence|Thus|Note|Check|Let|This|We)\b|\s*[✓✔]|\s*(?:\\blacksquare|\\square|∎)",
+    r"(?:\s*,)?\s+(?:because|since|as\s+(?:we|the|it|required|shown)|and\s+not|not|but|rather\s+than|instead\s+of|which"
+    r"|so\s+that|where|when|if|hence|thus|therefore|assuming|i\.e\.?|given\s+that)\b|\s*,\s*(?:so|as|for|with|i\.e\.|and\s+the)\b"
+    r"|\s*\(\s*(?:since|because|as|i\.e\.|which|for|from)\b"
+    r"|[.!?]?\s+(?:I hope|Hope|Therefore|So\b|Hence|Thus|Note|Check|Let|This|We)\b"
+    r"|\s*[✓✔]|\s*(?:\\blacksquare|\\square|∎)",
 )
 _MATH = re.compile(r"\$\$(?P<a>.+?)\$\$|(?<!\\)\$(?P<b>[^$\n]+?)(?<!\\)\$|\\\((?P<c>.+?)\\\)|\\\[(?P<d>.+?)\\\]", re.S)
 _NUMBER = re.compile(
@@ -63,8 +68,11 @@ _THOUSANDS = re.compile(r"-?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}` (or `\fbox{...}`) whose braces balance; `\boxed 5` gives 5. Boxes in a row, with
-    nothing but a comma, "and", "or" or a name between them, are one answer: their contents joined by commas."""
+    r"""Content of the last `\boxed{...}` (or `\fbox{...}`) whose braces balance; `\boxed 5` gives 5.
+
+    Boxes in a row, with nothing but a comma, "and", "or" or a name between them, are one answer: their contents joined
+    by commas.
+    """
     text = text[-_MAX_CHARS:]
     boxes: list[tuple[int, int, str]] = []
     for match in _BOXED.finditer(text):
@@ -122,8 +130,10 @@ def extract_hashes(text: str) -> str | None:
 
 
 def extract_answer_is(text: str) -> str | None:
-    """What follows the last "the answer is" (or "answer:") that is not "is not", to the end of the sentence or line,
-    without a trailing clause ("because ...", "and not ...")."""
+    """What follows the last "the answer is" (or "answer:") that is not "is not", to the end of the sentence or line.
+
+    A trailing clause ("because ...", "and not ...") is left out.
+    """
     text = text[-_MAX_CHARS:]
     for match in reversed(list(_ANSWER_IS.finditer(text))):
         rest = text[match.end() :].lstrip(" \t\n*")
@@ -139,7 +149,9 @@ def _clause(rest: str) -> str:
     """The answer at the beginning of a text: up to the end of the sentence, the line or a clause that explains it."""
     shielded, parts = _shield(rest)
     line = shielded.split("\n")[0]
-    line = re.split(r"(?<![A-Z\s]\.[A-Z])\.(?=\s|\Z|\*)(?<!\b[ap]\.m\.)(?![ ]?m\b)", line)[0] if line.count(".") else line
+    line = (
+        re.split(r"(?<![A-Z\s]\.[A-Z])\.(?=\s|\Z|\*)(?<!\b[ap]\.m\.)(?![ ]?m\b)", line)[0] if line.count(".") else line
+    )
     line = _CLAUSE_END.split(" " + line)[0].strip()
     line = line.strip().strip("*").strip().rstrip(".,;:!?").strip().strip("*").strip()
     for index, part in enumerate(parts):
@@ -185,7 +197,10 @@ def _money(match: re.Match[str]) -> bool:
     content = match["b"]
     if content is None:
         return False
-    return bool(re.match(r"\d[\d,.]*\s+[a-z]{2,}|\d[\d,.]*\s*[-+*/=]?\s*\Z", content)) and match.string[match.end() : match.end() + 1].isdigit()
+    return (
+        bool(re.match(r"\d[\d,.]*\s+[a-z]{2,}|\d[\d,.]*\s*[-+*/=]?\s*\Z", content))
+        and match.string[match.end() : match.end() + 1].isdigit()
+    )
 
 
 def extract_final_equation(text: str) -> str | None:

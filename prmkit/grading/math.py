@@ -1,8 +1,8 @@
 r"""Equivalence of mathematical answers.
 
-Three layers, cheapest first: the kind of each answer (`prmkit.grading.kinds`) and exact arithmetic with fractions; the
-rules by kind (`prmkit.grading.equality`); and for expressions and relations that arithmetic does not decide, values with
-many digits and math-verify, in worker processes with a time limit each. No answer is evaluated as code.
+Three layers, cheapest first: the kind of each answer (`prmkit.grading.reading`) and exact arithmetic with fractions;
+the rules by kind (`prmkit.grading.equality`); and for expressions and relations that arithmetic does not decide, values
+with many digits and math-verify, in worker processes with a time limit each. No answer is evaluated as code.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from types import TracebackType
 from prmkit.errors import ConfigError
 from prmkit.grading.equality import Comparison
 from prmkit.grading.extract import DEFAULT_EXTRACTORS, extract_answer, get_extractors
-from prmkit.grading.kinds import Kind, Scalar, Words, read
+from prmkit.grading.kinds import Kind, Scalar, Words
 from prmkit.grading.pool import ComparisonPool, Verdict
+from prmkit.grading.reading import read
 from prmkit.types import Grade
 
 __all__ = ["MathGrader"]

@@ -1,7 +1,7 @@
 r"""Spelling of an answer: one text for the many ways of writing it, without any change of meaning.
 
 Unicode becomes LaTeX, fonts and spacing commands go, fractions and roots get their braces. Nothing that carries value
-is dropped: units, percent signs, subscripts and names stay for `prmkit.grading.kinds`. In the result a comma that is
+is dropped: units, percent signs, subscripts and names stay for `prmkit.grading.reading`. In the result a comma that is
 followed by a space separates members; a comma without a space may be a thousands separator.
 """
 
@@ -47,12 +47,13 @@ _CHARACTERS = str.maketrans(
     }
 )  # fmt: skip
 
+_BOLD = re.compile(r"\A\*\*(.*)\*\*\Z", re.S)
 _WRAPPERS = (
     re.compile(r"\A\$\$(.*)\$\$\Z", re.S),
     re.compile(r"\A\$(.*)\$\Z", re.S),
     re.compile(r"\A\\\((.*)\\\)\Z", re.S),
     re.compile(r"\A\\\[(.*)\\\]\Z", re.S),
-    re.compile(r"\A\*\*(.*)\*\*\Z", re.S),
+    _BOLD,
     re.compile(r"\A`(.*)`\Z", re.S),
     re.compile(r"\A\(([A-Z])\)\Z"),
     re.compile(r"\A\\(?:boxed|fbox)\s*\{(.*)\}\Z", re.S),
@@ -65,7 +66,13 @@ _SAME |= {r"\mid": "|", r"\lbrack": "[", r"\rbrack": "]", r"\arcsin": r"\asin", 
 _SAME |= {r"\arctan": r"\atan", r"\to": r"\rightarrow", r"\varphi": r"\phi", r"\varepsilon": r"\epsilon"}
 _SAME |= {r"\mathbf": r"\text", r"\mathit": r"\text", r"\textrm": r"\text", r"\textbf": r"\text", r"\textit": r"\text"}
 _SAME |= {r"\mbox": r"\text", r"\mathrm": r"\text", r"\textnormal": r"\text", r"\operatorname": r"\text"}
-_SAME |= {r"\mathsf": r"\text", r"\hbox": r"\text", r"\infin": r"\infty", r"\land": r"\text{and}", r"\lor": r"\text{or}"}
+_SAME |= {
+    r"\mathsf": r"\text",
+    r"\hbox": r"\text",
+    r"\infin": r"\infty",
+    r"\land": r"\text{and}",
+    r"\lor": r"\text{or}",
+}
 _SAME |= {r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\dbinom": r"\binom", r"\tbinom": r"\binom"}
 _SAME |= dict.fromkeys((r"\displaystyle", r"\textstyle", r"\limits", r"\rm", r"\bf", r"\left", r"\right"), "")
 _SAME |= dict.fromkeys((r"\bigl", r"\bigr", r"\big", r"\Big", r"\Bigl", r"\Bigr", r"\bigg", r"\Bigg", r"\middle"), "")
@@ -133,19 +140,21 @@ def _unwrapped(text: str) -> str:
         unwrapped = False
         for wrapper in _WRAPPERS:
             match = wrapper.match(text) or wrapper.match(text.removesuffix(".").rstrip())
-            if match is not None and match[1].strip() and "$" not in match[1] and _balanced(match[1]):
+            if match is not None and match[1].strip() and "$" not in match[1] and _is_one(match[1], wrapper):
                 text, unwrapped = match[1].strip(), True
     return text
 
 
-def _balanced(text: str) -> bool:
-    r"""True if no brace is closed before it is opened, so that what was taken off was one pair: not `1\)...\(2`."""
+def _is_one(text: str, wrapper: re.Pattern[str]) -> bool:
+    r"""True if what was taken off was one pair: not `1\)...\(2`, no brace closed before it is opened."""
+    if re.search(r"\\[()\[\]]", text) or (wrapper is _BOLD and "**" in text):
+        return False
     depth = 0
     for character in re.sub(r"\\[{}]", "", text):
         depth += (character == "{") - (character == "}")
         if depth < 0:
             return False
-    return depth == 0 and not re.search(r"\\[()\[\]]|\*\*", text)
+    return depth == 0
 
 
 def number(text: str) -> Fraction | None:

@@ -15,7 +15,7 @@ import mpmath
 
 from prmkit.grading.scalar import Tree
 
-__all__ = ["BeyondLimits", "Undefined", "equal_everywhere", "proportional", "value_at"]
+__all__ = ["BeyondLimitsError", "UndefinedError", "equal_everywhere", "proportional", "value_at"]
 
 DIGITS = (40, 400)
 PLACES = 4
@@ -25,11 +25,11 @@ _MAX_EXPONENT = 1 << 20
 Value = tuple[Any, Any]  # a complex number and a bound on its error
 
 
-class BeyondLimits(Exception):
+class BeyondLimitsError(Exception):
     """A value too large to compute with."""
 
 
-class Undefined(Exception):
+class UndefinedError(Exception):
     """No value at this place."""
 
 
@@ -38,9 +38,9 @@ def value_at(tree: Tree, place: int) -> Value:
     try:
         value, error = _value(tree, place)
     except (ZeroDivisionError, ValueError, OverflowError, TypeError, mpmath.libmp.NoConvergence) as fault:
-        raise Undefined from fault
+        raise UndefinedError from fault
     if not mpmath.isfinite(value):
-        raise Undefined
+        raise UndefinedError
     return value, error
 
 
@@ -56,7 +56,7 @@ def proportional(first: Tree, second: Tree, positive: bool) -> bool:
     def ratio(place: int) -> list[Value]:
         left, right = (value_at(tree, place) for tree in (first, second))
         if abs(left[0]) <= left[1] or abs(right[0]) <= right[1]:
-            raise Undefined
+            raise UndefinedError
         ratios.append(_divide(left, right))
         return [ratios[-1], ratios[0]]
 
@@ -75,7 +75,7 @@ def _agree(values: Callable[[int], list[Value]], fits: Callable[[list[Value]], b
             for place in range(PLACES):
                 try:
                     found = values(place)
-                except Undefined:
+                except UndefinedError:
                     continue
                 defined += 1
                 if not fits(found):
@@ -105,7 +105,7 @@ def _place(name: str, place: int) -> Any:
 def _checked(value: Any) -> Any:
     for part in (mpmath.re(value), mpmath.im(value)):
         if mpmath.isfinite(part) and part and abs(mpmath.mag(part)) > _MAX_EXPONENT:
-            raise BeyondLimits
+            raise BeyondLimitsError
     return value
 
 
@@ -117,7 +117,7 @@ def _rounded(value: Any, error: Any) -> Value:
 def _divide(left: Value, right: Value) -> Value:
     (a, error_a), (b, error_b) = left, right
     if abs(b) <= 1000 * error_b:
-        raise Undefined
+        raise UndefinedError
     quotient = a / b
     return _rounded(quotient, (error_a + abs(quotient) * error_b) / abs(b))
 
@@ -126,25 +126,11 @@ def _value(tree: Tree, place: int) -> Value:
     match tree:
         case ("num", number):
             return _rounded(mpmath.mpf(number.numerator) / number.denominator, mpmath.mpf(0))
-        case ("sym", "\\pi"):
-            return _rounded(+mpmath.pi, mpmath.mpf(0))
-        case ("sym", "e"):
-            return _rounded(+mpmath.e, mpmath.mpf(0))
-        case ("sym", "i"):
-            return mpmath.mpc(0, 1), mpmath.mpf(0)
         case ("sym", name):
-            return _rounded(_place(name, place), mpmath.mpf(0))
+            return _named(name, place)
         case ("neg", part):
             value, error = _value(part, place)
             return -value, error
-        case ("add", left, right):
-            (a, error_a), (b, error_b) = _value(left, place), _value(right, place)
-            return _rounded(a + b, error_a + error_b + (abs(a) + abs(b)) * mpmath.eps)
-        case ("mul", left, right):
-            (a, error_a), (b, error_b) = _value(left, place), _value(right, place)
-            return _rounded(a * b, abs(a) * error_b + abs(b) * error_a)
-        case ("div", left, right):
-            return _divide(_value(left, place), _value(right, place))
         case ("pow", left, right):
             base, exponent = _value(left, place), _value(right, place)
             if exponent[0] != mpmath.nint(mpmath.re(exponent[0])):
@@ -155,24 +141,46 @@ def _value(tree: Tree, place: int) -> Value:
             if name in ("ln", "sqrt"):
                 _expect_real(values[0][0], place)
             return _applied(name, values)
-    raise Undefined
+        case (operation, left, right):
+            return _OPERATIONS[operation](_value(left, place), _value(right, place))
+    raise UndefinedError
+
+
+def _named(name: str, place: int) -> Value:
+    if name == "i":
+        return mpmath.mpc(0, 1), mpmath.mpf(0)
+    constant = {"\\pi": mpmath.pi, "e": mpmath.e}.get(name)
+    return _rounded(_place(name, place) if constant is None else +constant, mpmath.mpf(0))
+
+
+def _add(left: Value, right: Value) -> Value:
+    (a, error_a), (b, error_b) = left, right
+    return _rounded(a + b, error_a + error_b + (abs(a) + abs(b)) * mpmath.eps)
+
+
+def _multiply(left: Value, right: Value) -> Value:
+    (a, error_a), (b, error_b) = left, right
+    return _rounded(a * b, abs(a) * error_b + abs(b) * error_a)
+
+
+_OPERATIONS: dict[str, Callable[[Value, Value], Value]] = {"add": _add, "mul": _multiply, "div": _divide}
 
 
 def _expect_real(value: Any, place: int) -> None:
     """At the place where variables are negative, roots and logarithms of negative numbers have no value: `\\ln xy` is
     `\\ln x+\\ln y` where both are real."""
     if place == PLACES - 1 and mpmath.re(value) < 0:
-        raise Undefined
+        raise UndefinedError
 
 
 def _power(base: Value, exponent: Value) -> Value:
     if mpmath.isfinite(base[0]) and base[0] and exponent[0]:
         size = abs(mpmath.log(abs(base[0]), 2)) * abs(exponent[0])
         if size > _MAX_EXPONENT:
-            raise BeyondLimits
+            raise BeyondLimitsError
     if abs(base[0]) <= 1000 * base[1]:
         if mpmath.re(exponent[0]) <= 0:
-            raise Undefined
+            raise UndefinedError
         return mpmath.mpf(0), mpmath.power(1001 * base[1], mpmath.re(exponent[0])) if base[1] else base[1]
     value = mpmath.power(base[0], exponent[0])
     by_base = abs(value) * abs(exponent[0]) * base[1] / abs(base[0])
@@ -195,14 +203,15 @@ def _applied(name: str, arguments: list[Value]) -> Value:
     if name in _STEPS:
         return _stepped(name, arguments[0])
     if name in ("max", "min"):
-        chosen = (max if name == "max" else min)(arguments, key=lambda value: mpmath.re(value[0]))
-        return chosen
+        return (max if name == "max" else min)(arguments, key=lambda value: mpmath.re(value[0]))
     function = _FUNCTIONS.get(name)
     if function is None:
-        raise Undefined
+        raise UndefinedError
     values = [value for value, _ in arguments]
-    if max(mpmath.mag(value) if value else 0 for value in values) > (20 if name in ("factorial", "binom", "exp") else 60):
-        raise BeyondLimits
+    if max(mpmath.mag(value) if value else 0 for value in values) > (
+        20 if name in ("factorial", "binom", "exp") else 60
+    ):
+        raise BeyondLimitsError
     result = function(*values)
     spread = mpmath.mpf(0)
     for index, (value, error) in enumerate(arguments):

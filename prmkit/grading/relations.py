@@ -15,11 +15,10 @@ FLIPPED = {">": "<", "\\geq": "\\leq"}
 def _depths(text: str) -> list[int] | None:
     """Nesting at every character; None when brackets do not match."""
     depth, depths = 0, []
-    for index, character in enumerate(text):
-        escaped = index > 0 and text[index - 1] == "\\"
+    for character in text:
         if character in _OPEN:
             depth += 1
-        depths.append(depth if not (character in _OPEN and escaped) else depth)
+        depths.append(depth)
         if character in _CLOSE:
             depth -= 1
             if depth < 0:
@@ -64,7 +63,11 @@ def split_members(text: str, bracketed: bool) -> list[str] | None:
             found = split_top(text, sign)
             if found is not None and found[1]:
                 return found[0] if all(found[0]) else None
-    if not bracketed and _THOUSANDS.search(text) and split_top(_THOUSANDS.sub("0", text), _ANY_COMMA) == ([_THOUSANDS.sub("0", text)], []):
+    if (
+        not bracketed
+        and _THOUSANDS.search(text)
+        and split_top(_THOUSANDS.sub("0", text), _ANY_COMMA) == ([_THOUSANDS.sub("0", text)], [])
+    ):
         return [text]
     found = split_top(text, _ANY_COMMA)
     return found[0] if found is not None and all(found[0]) else None

@@ -14,47 +14,25 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["FUNCTIONS", "Tree", "parse", "symbols"]
+from prmkit.grading.tokens import FUNCTIONS, GREEK, ParseError, tokens
+
+__all__ = ["Tree", "parse", "symbols"]
 
 Tree = tuple[Any, ...]
 
 _MAX_DEPTH = 60
 
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc asin acos atan sinh cosh tanh ln log exp sqrt abs floor ceil det gcd lcm max min".split()
-)
-_PLAIN_NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "Abs": "abs"}
-_GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell infty hbar".split()
-)
-_TOKEN = re.compile(
-    r"\s*(?:"
-    r"(?P<rep>\d*\.\d*\\overline\{\d+\})"
-    r"|(?P<num>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE](?:[+-]?\d+))?|\.\d+(?:[eE][+-]?\d+)?)"
-    r"|(?P<cmd>\\[a-zA-Z]+)"
-    r"|(?P<word>[a-zA-Z]+)"
-    r"|(?P<op>[-+*/^_!()\[\]{}|,'])"
-    r")"
-)
-_DIGITS_OF_LETTERS = re.compile(r"[abcdkmnpqrstuvwxyz]+|[A-Z]{1,2}")
-_OPERATOR = re.compile(r"[-+*/^=<>\d]|\\(?:frac|cdot|sqrt)")
-_ENGLISH = frozenset(("in", "is", "at", "on", "of", "to", "by", "or", "if", "as", "an", "it", "so", "be", "we", "he", "no"))
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
-
-
-class _Fault(Exception):
-    """The text is no expression of this grammar."""
 
 
 @lru_cache(maxsize=16384)
 def parse(text: str) -> Tree | None:
     """The tree of a normalised text, None when it is not one expression."""
     try:
-        parser = _Parser(_tokens(text))
+        parser = _Parser(tokens(text))
         tree = parser.sum(0)
         return tree if parser.at_end else None
-    except (_Fault, RecursionError):
+    except (ParseError, RecursionError):
         return None
 
 
@@ -65,59 +43,11 @@ def symbols(tree: Tree) -> frozenset[str]:
     return frozenset().union(*(symbols(part) for part in tree[1:] if isinstance(part, tuple)))
 
 
-def _tokens(text: str) -> list[tuple[str, str]]:
-    tokens: list[tuple[str, str]] = []
-    position, end = 0, len(text.rstrip())
-    while position < end:
-        match = _TOKEN.match(text, position)
-        if match is None or match.lastgroup is None:
-            raise _Fault
-        kind, value = match.lastgroup, match[match.lastgroup]
-        if kind == "word":
-            tokens += _letters(value, text)
-        else:
-            if kind == "num" and tokens and tokens[-1][0] == "num" and tokens[-2:-1] != [("op", "_")]:
-                _mixed_or_fault(text, match.end())
-            tokens.append((kind, value))
-        position = match.end()
-    return tokens
-
-
-def _mixed_or_fault(text: str, end: int) -> None:
-    """Two numbers in a row are a mixed number, `1 1/2`, or nothing."""
-    if not re.match(r"/\d+(?![\d.])", text[end:]):
-        raise _Fault
-
-
-def _letters(word: str, text: str) -> list[tuple[str, str]]:
-    """A run of letters: a function, a constant, or a product of single letters where that is what it must be."""
-    word = _PLAIN_NAMES.get(word, word)
-    if word in FUNCTIONS or word in _GREEK or word in ("pi", "oo"):
-        return [("cmd", "\\infty" if word == "oo" else f"\\{word}")]
-    if len(word) == 1:
-        return [("sym", word)]
-    if word in _ENGLISH and f" {word} " in text:
-        raise _Fault
-    for name in ("sqrt", "sin", "cos", "tan", "log", "ln", "pi"):
-        if word.endswith(name) and len(word) - len(name) <= 2:
-            return [*_letters(word.removesuffix(name), text), ("cmd", f"\\{name}")]
-        if word.startswith(name) and len(word) - len(name) <= 1:
-            return [("cmd", f"\\{name}"), *_letters(word.removeprefix(name), text)]
-    plain = len(word) == 2 or (
-        len(word) <= 5
-        and _DIGITS_OF_LETTERS.fullmatch(word) is not None
-        and (_OPERATOR.search(text) is not None or "abcd".startswith(word) or word == "xyz")
-    )
-    if not plain or len(set(word)) < len(word):
-        raise _Fault
-    return [("sym", letter) for letter in word]
-
-
 class _Parser:
     """Recursive descent over tokens. Each method gives the tree of what it read."""
 
-    def __init__(self, tokens: list[tuple[str, str]]) -> None:
-        self._tokens, self._index = tokens, 0
+    def __init__(self, words: list[tuple[str, str]]) -> None:
+        self._tokens, self._index = words, 0
         self._bars = 0
 
     @property
@@ -142,14 +72,14 @@ class _Parser:
 
     def _expect(self, value: str) -> None:
         if self._take(value) is None:
-            raise _Fault
+            raise ParseError
 
     # -- from loose to tight ----------------------------------------------------------------------------------------
 
     def sum(self, depth: int) -> Tree:
         """Terms with signs between them."""
         if depth > _MAX_DEPTH:
-            raise _Fault
+            raise ParseError
         tree = self._signed(depth)
         while (sign := self._take("+", "-")) is not None:
             term = self._signed(depth)
@@ -231,7 +161,7 @@ class _Parser:
 
     def _primary(self, depth: int) -> Tree:
         if depth > _MAX_DEPTH:
-            raise _Fault
+            raise ParseError
         kind, value = self._next()
         if kind == "num":
             return ("num", Fraction(value.replace(",", "")))
@@ -242,15 +172,14 @@ class _Parser:
         if kind == "cmd":
             return self._command(value[1:], depth)
         if value in _CLOSES:
-            tree = self._inside(_CLOSES[value], depth)
-            return tree
+            return self._inside(_CLOSES[value], depth)
         if value == "|":
             self._bars += 1
             tree = self.sum(depth)
             self._bars -= 1
             self._expect("|")
             return ("fn", "abs", tree)
-        raise _Fault
+        raise ParseError
 
     def _inside(self, close: str, depth: int) -> Tree:
         bars, self._bars = self._bars, 0
@@ -274,16 +203,16 @@ class _Parser:
         if kind in ("num", "sym", "cmd"):
             return value
         if value != "{":
-            raise _Fault
+            raise ParseError
         parts = []
         while (token := self._next())[1] != "}":
             if token[0] == "end":
-                raise _Fault
+                raise ParseError
             parts.append(token[1])
         return "".join(parts)
 
     def _command(self, name: str, depth: int) -> Tree:
-        if name == "pi" or name in _GREEK:
+        if name == "pi" or name in GREEK:
             return self._symbol(f"\\{name}", depth) if name != "pi" else ("sym", "\\pi")
         if name == "frac":
             return ("div", self._braced(depth), self._braced(depth))
@@ -298,7 +227,7 @@ class _Parser:
             return self._upright(depth)
         if name in FUNCTIONS:
             return self._function(name, depth)
-        raise _Fault
+        raise ParseError
 
     def _upright(self, depth: int) -> Tree:
         """`\\text{i}`, a letter in another font; more letters are a word."""
@@ -306,7 +235,7 @@ class _Parser:
         kind, value = self._next()
         self._expect("}")
         if kind != "sym":
-            raise _Fault
+            raise ParseError
         return self._symbol(value, depth)
 
     def _root(self, depth: int) -> Tree:
@@ -320,7 +249,7 @@ class _Parser:
         """An argument of a LaTeX command: in braces or brackets, or one token."""
         kind, value = self._peek()
         if kind == "num" and value.isdecimal() and len(value) > 1 and self._peek(-1)[1] == "\\frac":
-            raise _Fault
+            raise ParseError
         return self._primary(depth)
 
     def _function(self, name: str, depth: int) -> Tree:
@@ -381,7 +310,7 @@ _ARITY = {"gcd": (2, 9), "lcm": (2, 9), "max": (2, 9), "min": (2, 9)}
 def _applied(name: str, arguments: list[Tree], base: Tree | None) -> Tree:
     least, most = _ARITY.get(name, (1, 1))
     if not least <= len(arguments) <= most or (base is not None and name != "log"):
-        raise _Fault
+        raise ParseError
     if name == "log" and base is not None:
         return ("div", ("fn", "ln", arguments[0]), ("fn", "ln", base))
     return ("fn", "ln" if name == "log" else name, *arguments)

@@ -21,7 +21,8 @@ _TABLE: dict[str, tuple[str, dict[Fraction, str]]] = {
     }),
     "mass": ("g", {
         Fraction(1): "g gram gramme", Fraction(1000): "kg kilogram kilo", Fraction(1, 1000): "mg milligram",
-        Fraction(45359237, 100000): "lb lbs pound", Fraction(45359237, 1600000): "oz ounce", Fraction(10**6): "ton tonne",
+        Fraction(45359237, 100000): "lb lbs pound", Fraction(45359237, 1600000): "oz ounce",
+        Fraction(10**6): "ton tonne",
     }),
     "volume": ("l", {
         Fraction(1): "l liter litre", Fraction(1, 1000): "ml milliliter millilitre",
@@ -40,15 +41,53 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
     for word in words.split()
 }
 SYMBOLS = frozenset(
-    "km cm mm nm kg mg ml km/h kmh kph mph m/s km/hr ft lb lbs oz hr hrs min sec yd mi cm^2 m^2 km^2 cm^3 m^3 mm^2 "
-    "ft^2 ft^3 in^2 in^3 inches inch feet".split()
+    [
+        "km",
+        "cm",
+        "mm",
+        "nm",
+        "kg",
+        "mg",
+        "ml",
+        "km/h",
+        "kmh",
+        "kph",
+        "mph",
+        "m/s",
+        "km/hr",
+        "ft",
+        "lb",
+        "lbs",
+        "oz",
+        "hr",
+        "hrs",
+        "min",
+        "sec",
+        "yd",
+        "mi",
+        "cm^2",
+        "m^2",
+        "km^2",
+        "cm^3",
+        "m^3",
+        "mm^2",
+        "ft^2",
+        "ft^3",
+        "in^2",
+        "in^3",
+        "inches",
+        "inch",
+        "feet",
+    ]
 )
 """Units that may follow a number in plain text although they are written with few letters; single letters may not."""
 
 IGNORED = frozenset(("dollar", "percent", "degree"))
 """Units that votes ignore: an answer with one and an answer without are counted together."""
 
-_FILLERS = frozenset("of a an the in total all altogether more left each per every".split())
+_FILLERS = frozenset(
+    ["of", "a", "an", "the", "in", "total", "all", "altogether", "more", "left", "each", "per", "every"]
+)
 _POWER = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 
 

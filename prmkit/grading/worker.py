@@ -19,7 +19,7 @@ from functools import cache
 from typing import Any
 
 from prmkit.grading.algebra import compare, probe
-from prmkit.grading.numeric import BeyondLimits
+from prmkit.grading.numeric import BeyondLimitsError
 
 __all__ = ["main"]
 
@@ -52,7 +52,7 @@ def main(memory_mb: int, cpu_seconds: float, wall_seconds: float) -> None:
             signal.setitimer(timer, seconds)
         try:
             reply: Any = probe(texts[0], engine) if len(texts) == 1 else compare(texts[0], texts[1], engine)
-        except BeyondLimits:
+        except BeyondLimitsError:
             reply = None
         for timer in timers:
             signal.setitimer(timer, 0.0)

@@ -31,7 +31,7 @@ def gold_of(record):
 
 
 def sentences(records):
-    """Sentences "The answer is ..." with what follows the last calculation of the last line, as its writer worded it."""
+    """Sentences "The answer is ..." with what follows the last calculation of the last line, as it was written."""
     for record in records:
         line = record["answer"].split("####")[0].strip().split("\n")[-1]
         match = re.search(r"(\$?)<<[^<>]*>>([^<>]*)\Z", line)
@@ -45,7 +45,9 @@ def test_sentences_made_of_solutions(grader, data_dir):
     golds = [gold for _, gold in made]
     assert sum(grade.correct for grade in grader.grade(list(zip(answers, golds, strict=True)))) >= 0.98 * len(made)
     following = golds[1:] + golds[:1]
-    for grade, gold, other in zip(grader.grade(list(zip(answers, following, strict=True))), golds, following, strict=True):
+    for grade, gold, other in zip(
+        grader.grade(list(zip(answers, following, strict=True))), golds, following, strict=True
+    ):
         assert not grade.correct or number(gold) == number(other) or Fraction(gold) * 100 == Fraction(other)
 
 
@@ -75,7 +77,9 @@ def test_attack_finds_nothing(grader, data_dir):
 
 def test_speed(grader, data_dir):
     records = lines(data_dir / "gsm8k" / "test.jsonl")
-    pairs = [(f"{gold_of(r)} dollars", gold_of(r)) for r in records] + [(r["answer"][-40:], gold_of(r)) for r in records]
+    pairs = [(f"{gold_of(r)} dollars", gold_of(r)) for r in records] + [
+        (r["answer"][-40:], gold_of(r)) for r in records
+    ]
     pairs += [(str(i), gold_of(r)) for i, r in enumerate(records)] + [(gold_of(r), gold_of(r)) for r in records]
     grader.grade([("x+x", "2x")])  # workers started
     begin = time.process_time()
@@ -103,7 +107,11 @@ def test_distinct_golds_are_not_equal(grader, data_dir):
 
 def value(text):
     """A plain number or fraction by another reading than the grader's."""
-    text = re.sub(r"\\(?:left|right|!|\$|%)|[${}\s%]|\\text\{[^}]*\}|\^\\circ", "", re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text))
+    text = re.sub(
+        r"\\(?:left|right|!|\$|%)|[${}\s%]|\\text\{[^}]*\}|\^\\circ",
+        "",
+        re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text),
+    )
     try:
         return Fraction(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
     except (ValueError, ZeroDivisionError):

@@ -1,5 +1,5 @@
-r"""Hand-judged pairs: data/judged_pairs.jsonl has the kind each stands for, an answer or a whole text, the gold answer and
-whether a mathematician calls them equal. Changing a verdict there needs a reason in docs/grading.md."""
+r"""Hand-judged pairs: data/judged_pairs.jsonl has the kind each stands for, an answer or a whole text, the gold answer
+and whether a mathematician calls them equal. Changing a verdict there needs a reason in docs/grading.md."""
 
 import json
 from collections import Counter
@@ -26,7 +26,9 @@ def test_pairs_are_many_and_of_every_kind():
     kinds = Counter(pair["kind"] for pair in PAIRS)
     assert len(PAIRS) >= 400
     assert len({json.dumps(pair) for pair in PAIRS}) == len(PAIRS)
-    assert {"number", "relation", "list", "set", "tuple", "matrix", "base", "unit", "complex", "text", "box"} <= set(kinds)
+    assert {"number", "relation", "list", "set", "tuple", "matrix", "base", "unit", "complex", "text", "box"} <= set(
+        kinds
+    )
 
 
 def test_agreement(verdicts):

@@ -7,9 +7,9 @@ import pytest
 
 from prmkit.errors import ConfigError
 from prmkit.grading import ExactGrader, MathGrader
-from prmkit.grading.kinds import describe
 from prmkit.grading.normal import normalise, number
 from prmkit.grading.pool import ComparisonPool
+from prmkit.grading.reading import describe
 
 BOMB = "9^{9^{9}}"
 
