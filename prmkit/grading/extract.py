@@ -33,6 +33,7 @@ _MAX_CHARS = 200_000
 _MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(\{|\S)")
+_BRACE = re.compile(r"\\.|[{}]", re.S)  # an escaped brace is text
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.~]|\\[,;: ()]|\\q?quad|\\text\s*\{|\}|\b(?:and|or)(?:\s+also)?\b|[a-zA-Z](?:_\{?\w\}?)?\s*=|&)*"
 )
@@ -57,12 +58,17 @@ _CLAUSE_END = re.compile(
     r"|[.!?]?\s+(?:I hope|Hope|Therefore|So\b|Hence|Thus|Note|Check|Let|This|We)\b"
     r"|\s*[✓✔]|\s*(?:\\blacksquare|\\square|∎)",
 )
-_MATH = re.compile(r"\$\$(?P<a>.+?)\$\$|(?<!\\)\$(?P<b>[^$\n]+?)(?<!\\)\$|\\\((?P<c>.+?)\\\)|\\\[(?P<d>.+?)\\\]", re.S)
+_MATH = re.compile(
+    r"\$\$(?P<a>.+?)\$\$|(?<!\\)\$(?P<b>[^$\n]+?)(?<!\\)\$"
+    r"|\\\((?P<c>(?:(?!\\\().)+?)\\\)|\\\[(?P<d>(?:(?!\\\[).)+?)\\\]",
+    re.S,
+)
 _NUMBER = re.compile(
     r"(?<![\w.\\^_}])(?:-\s?(?=\\?\$|\d|\.\d))?\\?\$?-?(?:\d{1,3}(?:,\d{3})+(?![\d])|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+(?:,\d+)+|\d+)?"
     r"(?:\.\d+|(?<=\d))(?:[eE][+-]?\d+)?(?:/\d+(?:\.\d+)?)?"
 )
 _TOTAL = re.compile(r"\ba total of\s*\Z", re.IGNORECASE)
+_NEAR_THE_END = 5
 _FINAL_EQUATION = re.compile(r"(?:\A|\n)[ \t]*=[ \t]*(\S[^\n]*?)\s*\Z")
 _THOUSANDS = re.compile(r"-?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
@@ -74,6 +80,7 @@ def extract_boxed(text: str) -> str | None:
     by commas.
     """
     text = text[-_MAX_CHARS:]
+    closings = _closings(text)
     boxes: list[tuple[int, int, str]] = []
     for match in _BOXED.finditer(text):
         if boxes and match.start() < boxes[-1][1]:
@@ -81,9 +88,10 @@ def extract_boxed(text: str) -> str | None:
         if match[1] != "{":
             boxes.append((match.start(), match.end(), match[1]))
             continue
-        content = _balanced(text, match.end())
-        if content is not None and content.strip():
-            boxes.append((match.start(), match.end() + len(content) + 1, content.strip()))
+        closing = closings.get(match.end() - 1, match.end())
+        content = text[match.end() : closing].strip()
+        if content:
+            boxes.append((match.start(), closing + 1, content))
     if not boxes:
         return None
     answers = [_unboxed(boxes[-1][2])]
@@ -101,21 +109,16 @@ def _unboxed(content: str) -> str:
     return inner[1].strip() if inner else content
 
 
-def _balanced(text: str, start: int) -> str | None:
-    """Text from `start`, just after an opening brace, up to the brace that closes it."""
-    depth, index = 1, start
-    while index < len(text):
-        character = text[index]
-        if character == "\\":
-            index += 1  # an escaped brace is text
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start:index]
-        index += 1
-    return None
+def _closings(text: str) -> dict[int, int]:
+    """Where the brace is that closes each opening one; those that are not closed are left out."""
+    opened: list[int] = []
+    closings: dict[int, int] = {}
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            closings[opened.pop()] = match.start()
+    return closings
 
 
 def extract_hashes(text: str) -> str | None:
@@ -179,8 +182,10 @@ def extract_last_number(text: str) -> str | None:
     formula = formulas[-1] if formulas else None
     numbers = [match for match in _NUMBER.finditer(text) if any(character.isdigit() for character in match[0])]
     last = numbers[-1] if numbers else None
-    for match in numbers[:-1]:  # "a total of 34 hours in 4 weeks."
-        if _TOTAL.search(text[: match.start()]) and not re.search(r"[.\n=]\s", text[match.end() :]):
+    for match in numbers[-_NEAR_THE_END:-1]:  # "a total of 34 hours in 4 weeks."
+        if _TOTAL.search(text[max(0, match.start() - 30) : match.start()]) and not re.search(
+            r"[.\n=]\s", text[match.end() :]
+        ):
             last = match
     if formula is not None and (last is None or last.start() < formula.end()) and re.search(r"\d", formula[0]):
         content = next(group for group in formula.groups() if group)

@@ -89,6 +89,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\[!]", ""),
         (r"(?<!\\)\\[,;: ]|~", " "),
         (r"(?<!\\)\\(?=\s|\Z)", " "),
+        (r"\s+", " "),
         (r"\\\$", r"\\dollar "),
         (r"\$", r"\\dollar "),
         (r"\\%", "%"),
@@ -125,6 +126,7 @@ def normalise(text: str) -> str:
         text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda found: f"^{{{found[0].translate(_SUPERSCRIPTS)}}}", text)
         text = re.sub(r"[₀₁₂₃₄₅₆₇₈₉]+", lambda found: f"_{{{found[0].translate(_SUBSCRIPTS)}}}", text)
         text = text.translate(_CHARACTERS)
+    text = _SPACE.sub(" ", text)
     text = _WORDS_OF_FUNCTIONS.sub(r"\\\1 ", _COMMAND.sub(lambda found: _SAME.get(found[0], found[0]), text))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)

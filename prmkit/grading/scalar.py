@@ -21,6 +21,7 @@ __all__ = ["Tree", "parse", "symbols"]
 Tree = tuple[Any, ...]
 
 _MAX_DEPTH = 60
+_MAX_DIGITS = 4000
 
 _CLOSES = {"(": ")", "[": "]", "{": "}"}
 
@@ -164,7 +165,7 @@ class _Parser:
             raise ParseError
         kind, value = self._next()
         if kind == "num":
-            return ("num", Fraction(value.replace(",", "")))
+            return ("num", _decimal(value.replace(",", "")))
         if kind == "rep":
             return ("num", _repeating(value))
         if kind == "sym":
@@ -314,6 +315,16 @@ def _applied(name: str, arguments: list[Tree], base: Tree | None) -> Tree:
     if name == "log" and base is not None:
         return ("div", ("fn", "ln", arguments[0]), ("fn", "ln", base))
     return ("fn", "ln" if name == "log" else name, *arguments)
+
+
+def _decimal(text: str) -> Fraction:
+    """The value of digits with a decimal point or exponent. ParseError for an exponent too large to compute with."""
+    exponent = re.search(r"[eE]([+-]?\d+)", text)
+    if len(text) > _MAX_DIGITS or (
+        exponent is not None and (len(exponent[1]) > 5 or abs(int(exponent[1])) > _MAX_DIGITS)
+    ):
+        raise ParseError
+    return Fraction(text)
 
 
 def _repeating(text: str) -> Fraction:
