@@ -31,7 +31,8 @@ EXTRACTORS = ("hashes", "boxed", "answer_is", "last_number")
 def module(name: str) -> ModuleType:
     """A file of tests, for the generators that are there."""
     spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made

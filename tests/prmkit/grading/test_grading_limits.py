@@ -115,8 +115,8 @@ def test_bounded_and_unequal(grader, name):
     classes = grader.group([text, *GOLDS, text])
     extract_answer(f"The answer is {text}.")
     describe(text[:2000])
-    # two limits of processor time, each of which a loaded machine may stretch, one of the expression, one of the engine
-    assert time.monotonic() - begin < 8.0
+    # one limit of processor time, which a loaded machine stretches five times, and the start of the next worker
+    assert time.monotonic() - begin < 25.0
     assert not any(grade.correct for grade in [*grades, *back]), name
     assert classes[0] == classes[-1]
     assert classes.count(0) == 2
@@ -134,4 +134,4 @@ def test_a_long_text_is_searched_in_a_moment():
         begin = time.monotonic()
         extract_answer(piece * (100_000 // len(piece)))
         extract_answer("so the answer is " + piece * (10_000 // len(piece)))
-        assert time.monotonic() - begin < 2.0, piece
+        assert time.monotonic() - begin < 5.0, piece
