@@ -84,7 +84,7 @@ def timings(gsm8k: Sequence[dict[str, Any]], math500: Sequence[dict[str, Any]]) 
     pairs = [(f"{gold} dollars", gold) for gold in golds] + list(zip(golds[1:] + golds[:1], golds, strict=True))
     pairs += [(str(index), gold) for index, gold in enumerate(golds)] + [(gold, gold) for gold in golds]
     answers = [r["answer"] for r in math500]
-    hard = [(answer.replace("\\frac", "\\dfrac"), answer) for answer in answers]
+    hard = [(f"{answer}+x-x", answer) for answer in answers]  # algebra wherever the answer is an expression
     hard += list(zip(answers[1:301], answers[:300], strict=True))
     with MathGrader(workers=1) as grader:
         grader.grade([("x+x", "2x"), ("\\int_0^1 x dx", "\\sum_{n=1}^{3} n")])
