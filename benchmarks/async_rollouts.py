@@ -44,6 +44,7 @@ def fit(root: Path, ahead: bool, seed: int, arguments: argparse.Namespace) -> li
     trainer["callbacks"] = [counted]
     config["seed_everything"] = seed
     config["model"]["init_args"]["source"]["path"] = str(arguments.policy)
+    config["model"]["init_args"]["kl"] = {"weight": 0.0}  # the ratio is that of sampling and training alone
     data |= {"ahead": ahead, "iteration": {"prompts": arguments.prompts}}
     root.mkdir(parents=True)
     (root / "config.yaml").write_text(yaml.safe_dump(config))

@@ -79,14 +79,14 @@ def process(form: str, weight: float = 1.0) -> tuple[str, ...]:
 
 
 def guarded(**settings: object) -> tuple[str, ...]:
-    """The guards in place of the callback that writes samples, number 3 of the config."""
+    """The config's guards, callback number 3, with other settings."""
     guard = {"class_path": "callbacks.reward_guards.RewardGuards", "init_args": settings}
     return ("--trainer.callbacks.3", json.dumps(guard))
 
 
 def loose(form: str, *settings: str) -> tuple[str, ...]:
     """The PRM as only reward and nothing to hold the policy; the verifier only watches, and the guards warn."""
-    return (*VERIFIER_WATCHES, *process(form), *settings, *guarded())
+    return (*VERIFIER_WATCHES, *process(form), *kl(0.0), *settings, *guarded())
 
 
 def kl(weight: float, estimator: str = "k3_k2") -> tuple[str, ...]:
@@ -97,14 +97,14 @@ def kl(weight: float, estimator: str = "k3_k2") -> tuple[str, ...]:
 EACH_BY_ITSELF = ("--model.advantage.gamma", "0")
 STEPS_TO_GO = ("--model.advantage.gamma", "1")
 EXPERIMENTS = {
-    "grpo": Experiment(GRPO, seeds=3),
-    "ppo": Experiment(PPO, seeds=3),
-    "grpo_prime": Experiment(PRIME),
-    "ppo_steps": Experiment(PPO, ("--model.levels", "steps")),
+    "grpo": Experiment(GRPO, kl(0.0), seeds=3),
+    "ppo": Experiment(PPO, kl(0.0), seeds=3),
+    "grpo_prime": Experiment(PRIME, kl(0.0)),
+    "ppo_steps": Experiment(PPO, ("--model.levels", "steps", *kl(0.0))),
     # Outcome and process.
     "grpo_kl": Experiment(GRPO, kl(0.1), seeds=3),
-    "grpo_outcome_and_min": Experiment(GRPO, process("min"), seeds=3),
-    "grpo_outcome_and_progress": Experiment(GRPO, process("progress")),
+    "grpo_outcome_and_min": Experiment(GRPO, (*process("min"), *kl(0.0)), seeds=3),
+    "grpo_outcome_and_progress": Experiment(GRPO, (*process("progress"), *kl(0.0))),
     "grpo_outcome_and_process": Experiment(GRPO, (*process("raw"), "--model.process_weight", "0.3", *kl(0.1)), seeds=3),
     "grpo_outcome_and_process_refreshed": Experiment(
         GRPO, (*process("min"), "--model.process_weight", "0.3", *kl(0.1)), prm="refreshed"
@@ -117,7 +117,9 @@ EXPERIMENTS = {
     ),
     # The PRM as only reward, and nothing to hold the policy.
     "prm_only_raw": Experiment(GRPO, loose("raw")),
-    "prm_only_guarded": Experiment(GRPO, (*VERIFIER_WATCHES, *process("raw"), *guarded(rollback=True)), seeds=3),
+    "prm_only_guarded": Experiment(
+        GRPO, (*VERIFIER_WATCHES, *process("raw"), *kl(0.0), *guarded(rollback=True)), seeds=3
+    ),
     "prm_only_min": Experiment(GRPO, loose("min")),
     "prm_only_progress": Experiment(GRPO, loose("progress")),
     "prm_only_each_step": Experiment(GRPO, loose("raw", *EACH_BY_ITSELF)),

@@ -3,8 +3,9 @@
     PYTHON benchmarks/trl_grpo.py --model FOLDER --prompts FILE --output FILE --updates 8 --seed 0
 
 Needs trl and its dependencies, not prmkit. An update is one generation of 32 prompts x 8 solutions and one optimiser
-step in 4 micro-batches, as in configs/grpo/accumulator.yaml: no reference model, outcome reward, loss "grpo". Written
-for each update: CPU and wall-clock seconds of generation (sampling, rewards, advantages) and of training.
+step in 4 micro-batches, as in configs/grpo/accumulator.yaml without its pull: no reference model, outcome reward, loss
+"grpo". Written for each update: CPU and wall-clock seconds of generation (sampling, rewards, advantages), and of
+training.
 """
 
 from __future__ import annotations

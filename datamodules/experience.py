@@ -153,6 +153,7 @@ class ExperienceDataModule(LightningDataModule):
             if self._options.prm is not None:
                 self._options.prm.checked_formats(learner.bound_format)
             rewards = self._options.rewards
+            learner.check_rewards(rewards)
             if rewards.kl is not None or rewards.implicit is not None:
                 learner.require_reference()
             if rewards.implicit is not None:
@@ -281,7 +282,7 @@ class ExperienceDataModule(LightningDataModule):
                 single_update=shape.updates * shape.passes == 1,
             )
             precision = self.trainer.precision_plugin.forward_context
-            self._worker = RolloutWorker(self._learner, self._task.grader, precision, options)
+            self._worker = RolloutWorker(self._learner, self._task, precision, options)
             self._worker.watch = self._watched
         return self._worker
 

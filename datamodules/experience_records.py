@@ -132,8 +132,13 @@ class Experience:
     @property
     def dense_rewards(self) -> Tensor:
         """[N, T] rewards of tokens, and of steps at each step's last token; what whole solutions earn is not there."""
+        return self.own_rewards + self.step_end_rewards
+
+    @property
+    def step_end_rewards(self) -> Tensor:
+        """[N, T] rewards of steps at each step's last token."""
         ends = self.index != torch.nn.functional.pad(self.index[:, 1:], (0, 1), value=-1)
-        return self.own_rewards + torch.where(ends, spread_steps(self.step_rewards, self.index), 0.0)
+        return torch.where(ends, spread_steps(self.step_rewards, self.index), 0.0)
 
     def filled(self, values: dict[str, Tensor]) -> Experience:
         """A copy with further fields."""

@@ -29,13 +29,23 @@ from prmkit.engines import HFEngine
 from prmkit.errors import ConfigError, DataError, StepFormatError
 from prmkit.losses import world_size
 from prmkit.models import PRMModel, resolve_folder
-from prmkit.rewards import OutcomeConfig, RewardsConfig
-from prmkit.rollouts import DynamicSampling, Group, Judge, Rollout, has_signal, roll_out, rollout_sums
+from prmkit.rewards import GroupCounts, OutcomeConfig, RewardsConfig
+from prmkit.rollouts import (
+    DynamicSampling,
+    Group,
+    Judge,
+    Rollout,
+    group_outcomes,
+    has_signal,
+    lucky_sums,
+    roll_out,
+    rollout_sums,
+)
 from prmkit.scoring import PRMScorer
 from prmkit.scoring.ensemble import PESSIMISMS, EnsembleScorer, Pessimism
 from prmkit.seeding import derive_seed
 from prmkit.steps import BoundStepFormat, StepFormat, get_step_format
-from prmkit.types import Engine, Grader, Problem, SamplingParams, StepScorer
+from prmkit.types import Engine, Problem, SamplingParams, StepScorer, Task, VerifiableTask
 from prmkit.weights import check_kind
 
 __all__ = ["EngineOptions", "Learner", "PRMSource", "RolloutWorker", "WorkerOptions", "gather"]
@@ -80,6 +90,15 @@ class Learner(Protocol):
 
     def implicit_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
         """The same under the implicit PRM as it is now."""
+        ...
+
+    def check_rewards(self, rewards: RewardsConfig) -> None:
+        """Refuse rewards that do not fit the learner's settings (ConfigError); called before the models are built."""
+        ...
+
+    def begin_iteration(self, update: int, groups: GroupCounts) -> Sums:
+        """An iteration begins, after so many optimiser steps, with these groups on this rank; figures for the logs.
+        Collective."""
         ...
 
     def score_tokens(self, input_ids: Tensor, mask: Tensor, single_update: bool) -> dict[str, Tensor]:
@@ -178,7 +197,7 @@ class RolloutWorker:
 
     Args:
         learner: the module that is trained.
-        grader: judges answers.
+        task: its grader judges answers; where it can check steps, right answers are checked for luck.
         precision: makes the context that the trainer's forward passes run in.
         options: see WorkerOptions.
 
@@ -194,11 +213,12 @@ class RolloutWorker:
     def __init__(
         self,
         learner: Learner,
-        grader: Grader,
+        task: Task,
         precision: Callable[[], AbstractContextManager[Any]],
         options: WorkerOptions,
     ) -> None:
-        self._learner, self._precision, self._options = learner, precision, options
+        self._learner, self._task, self._precision, self._options = learner, task, precision, options
+        grader = task.grader
         self._signs = RolloutSigns(learner.bound_format, grader)
         self._resources = ExitStack()
         if isinstance(grader, AbstractContextManager):
@@ -250,25 +270,36 @@ class RolloutWorker:
         start = time.perf_counter()
         sampled = self._sampled(stream, position, version)
         waited = time.perf_counter() - start
-        groups, drawn, position, seconds = sampled.kept, sampled.drawn, sampled.position, sampled.seconds
+        groups, drawn, position = sampled.kept, sampled.drawn, sampled.position
         if self.ahead is not None and not last:
             self.ahead.begin(position, version)
         self.rollouts = [rollout for group in groups for rollout in group]
         self._signs.look([rollout for group in drawn for rollout in group])
-        sums = rollout_sums(rollout for group in drawn for rollout in group)
-        sums["dropped"] = (float(len(drawn) - len(groups)), len(drawn))
-        tokens = sum(len(rollout.token_ids) for group in drawn for rollout in group)
-        sums["tokens_per_second"] = (tokens * world_size() / seconds, 1)
-        sums["sampling_seconds"] = (seconds, 1)
+        sums = self._sums(sampled)
         if self.ahead is not None:
             sums["waiting_seconds"] = (waited, 1)
             sums["staleness"] = (float(version - sampled.version), 1)
         outcome = self._options.rewards.outcome
+        counts = GroupCounts() if outcome is None else group_outcomes(drawn, outcome.right)
+        sums |= self._learner.begin_iteration(version, counts)
         experience = make_experience(self.rollouts, self._pad_id, None if outcome is None else outcome.right)
         experience = experience.filled(self._scored(experience))
         filled, found = self._learner.advantages(experience)
         sums["scoring_seconds"] = (time.perf_counter() - start - waited, 1)
         return experience.filled(filled), {**sums, **found}, position
+
+    def _sums(self, sampled: Sampled) -> Sums:
+        """Figures of an iteration's samples."""
+        rollouts = [rollout for group in sampled.drawn for rollout in group]
+        sums = rollout_sums(rollouts)
+        sums["dropped"] = (float(len(sampled.drawn) - len(sampled.kept)), len(sampled.drawn))
+        tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+        sums["tokens_per_second"] = (tokens * world_size() / sampled.seconds, 1)
+        sums["sampling_seconds"] = (sampled.seconds, 1)
+        outcome = self._options.rewards.outcome
+        if outcome is not None and isinstance(self._task, VerifiableTask):
+            sums["lucky"] = lucky_sums(rollouts, outcome.right, self._task)
+        return sums
 
     def evaluate(self, problems: Sequence[Problem], numbers: range, samples: int, temperature: float) -> EvalBatch:
         """Solutions of some problems, judged; a problem whose prompt is too long counts as wrong."""

@@ -27,6 +27,7 @@ from prmkit.losses import (
     PolicyLossConfig,
 )
 from prmkit.models import ModelSource
+from prmkit.rewards import ProcessWeight
 
 __all__ = ["GRPO"]
 
@@ -50,7 +51,8 @@ class GRPO(OnlinePolicy):
         credit: "steps": rewards of steps have advantages of their own, which are added to the outcome's; "trace": one
             advantage from everything added up; "tokens": as "steps" with every token a step of its own, which earns its
             own reward, and at a step's end the step's.
-        process_weight: factor of the steps' (tokens') advantages with credit "steps" ("tokens"), at least 0.
+        process_weight: factor of the steps' (tokens') advantages with credit "steps" ("tokens"), at least 0; or how it
+            changes, by a schedule or with the outcomes (`ProcessWeight`). Logs `train/process_weight` where it changes.
         loss: the surrogate.
         kl: pull towards the reference.
         reference: the reference policy; None is the source, or with adapters the policy without them.
@@ -79,7 +81,7 @@ class GRPO(OnlinePolicy):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 - frozen
         advantage: GroupConfig = GroupConfig(),  # noqa: B008
         credit: Literal["steps", "tokens", "trace"] = "steps",
-        process_weight: float = 1.0,
+        process_weight: float | ProcessWeight = 1.0,
         loss: PolicyLossConfig = PolicyLossConfig(reduction="sequence"),  # noqa: B008
         kl: KLPenalty = KLPenalty(),  # noqa: B008
         reference: ModelSource | None = None,
@@ -91,12 +93,17 @@ class GRPO(OnlinePolicy):
         chunk_logits: int = CHUNK_LOGITS,
     ) -> None:
         objective = PolicyObjective(loss, kl, entropy_weight, correction, temperature)
-        super().__init__(source, step_format, optimizer, objective, reference, implicit, share_prefixes, chunk_logits)
+        super().__init__(
+            source, step_format, optimizer, objective, reference, implicit, share_prefixes, chunk_logits, process_weight
+        )
         if credit not in ("steps", "tokens", "trace"):
             raise ConfigError("model.credit", credit, "steps | tokens | trace")
-        if not process_weight >= 0.0:
-            raise ConfigError("model.process_weight", process_weight, "a number of at least 0")
-        self.advantage, self.credit, self.process_weight = advantage, credit, process_weight
+        if credit == "trace" and process_weight != 1.0:
+            raise ConfigError(
+                "model.process_weight", process_weight, "1 with model.credit trace, which adds all rewards up",
+                "Weigh them there by data.rewards.process.weight.",
+            )  # fmt: skip
+        self.advantage, self.credit = advantage, credit
         self.group_size = advantage.size
 
     # -- asked by the data module (`Learner`) -------------------------------------------------------------------------
@@ -130,7 +137,7 @@ class GRPO(OnlinePolicy):
             spread = of_parts.advantages
             if self.credit == "steps":
                 spread = spread_steps(spread, experience.index)
-            advantages = advantages + self.process_weight * spread
+            advantages = advantages + self.process_weight.now * spread
             signal = signal | of_parts.signal
         advantages = torch.where(experience.action_mask, advantages, 0.0)
         silent, groups = _groups_without(signal, experience.groups)

@@ -19,12 +19,14 @@ from lightning_modules.policy_actor import (
     loss_count,
     policy_step,
     score_policy,
+    summed,
 )
 from lightning_modules.policy_implicit import ImplicitPRM, ImplicitPRMConfig
 from lightning_modules.policy_module import PolicyModule
 from prmkit.errors import ConfigError
 from prmkit.losses import MetricSum, normalise, window_total
 from prmkit.models import ModelSource
+from prmkit.rewards import ChangingWeight, GroupCounts, ProcessWeight, RewardsConfig
 
 __all__ = ["OnlinePolicy"]
 
@@ -32,7 +34,7 @@ __all__ = ["OnlinePolicy"]
 class OnlinePolicy(PolicyModule):
     """A policy that is trained on its own solutions; what is learnt from them is the subclass's.
 
-    The KL coefficient, where it adapts, is part of checkpoints.
+    The KL coefficient, where it adapts, and the weight of process rewards, where it changes, are part of checkpoints.
 
     Args:
         source, step_format, optimizer, chunk_logits: see PolicyModule.
@@ -40,7 +42,13 @@ class OnlinePolicy(PolicyModule):
         reference: the reference policy; None is the source, or with adapters the policy without them.
         implicit: the implicit PRM, for `data.rewards.implicit`; None for none.
         share_prefixes: see `score_policy`.
+        process_weight: factor of process rewards; see GRPO and PPO.
+
+    Attributes:
+        process_weight: the factor as it is now.
     """
+
+    group_size: int
 
     def __init__(
         self,
@@ -52,6 +60,7 @@ class OnlinePolicy(PolicyModule):
         implicit: ImplicitPRMConfig | None,
         share_prefixes: bool,
         chunk_logits: int,
+        process_weight: float | ProcessWeight,
     ) -> None:
         super().__init__(source, step_format, optimizer, chunk_logits)
         self.objective, self.temperature = objective, objective.temperature
@@ -61,6 +70,7 @@ class OnlinePolicy(PolicyModule):
         self.kl_weight = objective.kl.weight
         self.implicit_config, self._beta = implicit, 0.0
         self.implicit: ImplicitPRM | None = None
+        self.process_weight = ChangingWeight(process_weight)
         self.evaluation = PolicyEvaluation()
 
     def build_beside(self) -> None:
@@ -92,6 +102,33 @@ class OnlinePolicy(PolicyModule):
         if self.implicit_config is None:
             raise ConfigError("model.implicit", None, "an implicit PRM ({} will do), for data.rewards.implicit")
         self._beta = beta
+
+    def check_rewards(self, rewards: RewardsConfig) -> None:
+        """See `Learner`: a process weight that changes needs rewards of steps or tokens, and outcomes to follow."""
+        if not self.process_weight.changes:
+            return
+        setting = self.process_weight.setting
+        if rewards.process is None and rewards.implicit is None:
+            raise ConfigError(
+                "model.process_weight", setting, "a number without process rewards",
+                "Set data.rewards.process and data.prm, or take the schedule away.",
+            )  # fmt: skip
+        if not self.process_weight.follows_outcomes:
+            return
+        if rewards.outcome is None:
+            accepted = "a part, of weight 0 at least: model.process_weight follows outcomes"
+            raise ConfigError("data.rewards.outcome", None, accepted)
+        if self.group_size < 2:
+            raise ConfigError(
+                "model.process_weight", setting, "a number or a schedule with one solution a prompt",
+                "A group of one is always all right or all wrong.",
+            )  # fmt: skip
+
+    def begin_iteration(self, update: int, groups: GroupCounts) -> dict[str, tuple[float, int]]:
+        """See `Learner`: the process weight follows the groups of all ranks."""
+        own = torch.tensor([groups.judged, groups.all_wrong, groups.all_right], device=self.device)
+        self.process_weight.begin(update, GroupCounts(*summed(own).tolist()))
+        return {name: (float(getattr(groups, name)), groups.judged) for name in ("all_wrong", "all_right")}
 
     def reference_logprobs(self, input_ids: Tensor, written: Tensor) -> Tensor:
         return self.reference.logprobs(self.model, input_ids, written, self.temperature)
@@ -134,6 +171,8 @@ class OnlinePolicy(PolicyModule):
     def step_figures(self, found: Mapping[str, MetricSum]) -> dict[str, Tensor]:
         """Means; and the KL coefficient follows the divergence of this step."""
         figures = super().step_figures(found)
+        if self.process_weight.changes:
+            figures["process_weight"] = torch.tensor(self.process_weight.now)
         if self.objective.kl.target is not None:
             figures["kl_weight"] = torch.tensor(self.kl_weight)
             self.kl_weight = self.objective.kl.adapted(self.kl_weight, float(found["kl"].mean))
@@ -162,6 +201,8 @@ class OnlinePolicy(PolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["kl_weight"] = self.kl_weight
+        checkpoint["process_weight"] = self.process_weight.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.kl_weight = checkpoint["kl_weight"] if self.objective.kl.target is not None else self.objective.kl.weight
+        self.process_weight.load_state_dict(checkpoint["process_weight"])

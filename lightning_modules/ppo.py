@@ -26,6 +26,7 @@ from prmkit.losses import (
     window_total,
 )
 from prmkit.models import ModelSource
+from prmkit.rewards import ProcessWeight
 
 __all__ = ["PPO"]
 
@@ -45,6 +46,8 @@ class PPO(OnlinePolicy):
         advantage: discounts.
         levels: "tokens": GAE over tokens. "steps": over steps, by a step critic of its own, and within each step over
             its tokens (`two_level_gae`); steps and outcomes then reward steps, and only rewards of tokens tokens.
+        process_weight: factor of the rewards of steps beside `data.rewards.process.weight`, at least 0; or how it
+            changes, see GRPO.
         whiten: advantages get mean 0 and deviation 1 over the iteration.
         critic: where values come from.
         loss, kl, reference, entropy_weight, correction, temperature, implicit, share_prefixes, chunk_logits: see GRPO.
@@ -65,6 +68,7 @@ class PPO(OnlinePolicy):
         samples: int = 1,
         advantage: GAEConfig = GAEConfig(),  # noqa: B008
         levels: Literal["tokens", "steps"] = "tokens",
+        process_weight: float | ProcessWeight = 1.0,
         whiten: bool = True,
         critic: CriticConfig = CriticConfig(),  # noqa: B008
         loss: PolicyLossConfig = PolicyLossConfig(),  # noqa: B008
@@ -78,7 +82,9 @@ class PPO(OnlinePolicy):
         chunk_logits: int = CHUNK_LOGITS,
     ) -> None:
         objective = PolicyObjective(loss, kl, entropy_weight, correction, temperature)
-        super().__init__(source, step_format, optimizer, objective, reference, implicit, share_prefixes, chunk_logits)
+        super().__init__(
+            source, step_format, optimizer, objective, reference, implicit, share_prefixes, chunk_logits, process_weight
+        )
         if samples < 1:
             raise ConfigError("model.samples", samples, "an integer of at least 1")
         self.group_size, self.advantage, self.whiten = samples, advantage, whiten
@@ -115,7 +121,7 @@ class PPO(OnlinePolicy):
         if self.levels == "steps":
             advantages, found = self._by_steps(experience)
         else:
-            of_tokens = gae(experience.token_rewards, experience.old_values, mask, config.gamma, config.lam)
+            of_tokens = gae(self._token_rewards(experience), experience.old_values, mask, config.gamma, config.lam)
             advantages, found = of_tokens.advantages, {"returns": of_tokens.returns}
         own = Moments.of(advantages, mask)
         if self.whiten:
@@ -125,13 +131,18 @@ class PPO(OnlinePolicy):
         report = {"advantage": (total, int(count)), "advantage_squared": (squares, int(count))}
         return {"advantages": advantages, **found}, report
 
+    def _token_rewards(self, experience: Any) -> Tensor:
+        """[N, T] rewards at the tokens that earn them, those of steps times their weight."""
+        weight, rewards = self.process_weight.now, experience.token_rewards
+        return rewards if weight == 1.0 else rewards + (weight - 1.0) * experience.step_end_rewards
+
     def _by_steps(self, experience: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Advantages of tokens, [N, T], and targets of both critics. A solution without steps is one step."""
         mask = experience.action_mask
         bare = mask & (experience.index < 0).all(1, keepdim=True)
         index = torch.where(mask, torch.where(bare, 0, experience.index), -1)
         steps = step_table(index, experience.step_rewards.shape[1])
-        rewards = torch.where(steps.mask, experience.step_rewards, 0.0)
+        rewards = torch.where(steps.mask, self.process_weight.now * experience.step_rewards, 0.0)
         rewards = rewards + torch.where(steps.last, experience.outcome_rewards[:, None], 0.0)
         found = two_level_gae(
             rewards,

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prmkit.errors import ConfigError
-from prmkit.rewards import Reward, RewardInput, RewardMixture, RewardsConfig, build_rewards
+from prmkit.rewards import GroupCounts, Reward, RewardInput, RewardMixture, RewardsConfig, build_rewards, count_groups
 from prmkit.seeding import derive_seed
+from prmkit.tasks.luck import is_worked_out
 from prmkit.types import (
     Completion,
     Engine,
@@ -26,6 +27,7 @@ from prmkit.types import (
     StepScorer,
     StepScores,
     Trace,
+    VerifiableTask,
 )
 
 __all__ = [
@@ -34,7 +36,9 @@ __all__ = [
     "Judge",
     "Rollout",
     "TokenScores",
+    "group_outcomes",
     "has_signal",
+    "lucky_sums",
     "roll_out",
     "rollout_sums",
     "sample_group",
@@ -264,6 +268,20 @@ def has_signal(group: Sequence[Rollout], config: DynamicSampling) -> bool:
     mean = math.fsum(totals) / len(totals)
     inside = (config.low is None or mean >= config.low) and (config.high is None or mean <= config.high)
     return inside and high - low > _SAME * max(1.0, abs(low), abs(high))
+
+
+def group_outcomes(groups: Iterable[Group], right: float) -> GroupCounts:
+    """Count judged groups by their outcomes; `right` is what the part `outcome` gives a right answer."""
+    verdicts = [[rollout.parts.get("outcome") for rollout in group] for group in groups]
+    return count_groups([value == right for value in group if value is not None] for group in verdicts)
+
+
+def lucky_sums(rollouts: Iterable[Rollout], right: float, task: VerifiableTask) -> tuple[float, int]:
+    """Right answers that were not worked out, and all right answers (see `is_worked_out`)."""
+    found = [rollout for rollout in rollouts if rollout.parts.get("outcome") == right]
+    steps = [[step.text for step in rollout.trace.steps] for rollout in found]
+    lucky = sum(not is_worked_out(task, r.problem, texts) for r, texts in zip(found, steps, strict=True))
+    return float(lucky), len(found)
 
 
 def rollout_sums(rollouts: Iterable[Rollout]) -> dict[str, tuple[float, int]]:

@@ -282,6 +282,11 @@ class VerifiableTask(Protocol):
     @property
     def grader(self) -> Grader: ...
 
+    @property
+    def chance(self) -> float | None:
+        """Share of right answers by guessing; None where answers are open."""
+        ...
+
     def problems(self, split: str, limit: int | None = None, offset: int = 0) -> Sequence[Problem]: ...
 
     def problem(self, split: str, index: int) -> Problem:

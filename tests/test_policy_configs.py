@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
+from callbacks.reward_guards import GuardLimits
 from prmkit.cli import main
 from prmkit.cli.fit_settings import read_fit
 from prmkit.cli.parsing import expand_configs
 from prmkit.models import ModelSource, PRMModel, build_policy, build_prm, load_tokenizer, save_policy
-from prmkit.resources import shipped_configs
+from prmkit.resources import find_config, shipped_configs
 from prmkit.steps import get_step_format
 
 JOBS = ("grpo", "ppo", "dpo")
@@ -53,6 +55,18 @@ def test_config_instantiates(name, policy, tmp_path, monkeypatch):
     assert {Path(saver.dirpath) for saver in savers} == {tmp_path / root / "checkpoints"}
     exports = [callback for callback in cli.trainer.callbacks if type(callback).__name__ == "ExportPretrained"]
     assert [Path(export.dirpath).parent for export in exports] == [root]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if Path(name).parts[1] in ("grpo", "ppo")])
+def test_the_policy_is_held_and_watched_by_default(name):
+    """A pull whose gradient does not level off, and guards that watch length and luck."""
+    config = yaml.safe_load(find_config(name).read_text())
+    kl = config["model"]["init_args"]["kl"]
+    assert kl["weight"] >= 0.1
+    assert kl["estimator"] == "k3_k2"
+    (guards,) = (c for c in config["trainer"]["callbacks"] if c["class_path"].endswith(".RewardGuards"))
+    limits = GuardLimits(**guards.get("init_args", {}).get("limits", {}))
+    assert None not in (limits.shorter, limits.lucky)
 
 
 @pytest.mark.parametrize("job", ["grpo", "ppo"])

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   prm completion zsh > ~/.zfunc/_prm                         with ~/.zfunc in fpath, before compinit
   prm completion tcsh > ~/.prm.tcsh; source ~/.prm.tcsh      in ~/.tcshrc"""
 
-_BUILT = ("annotate", "search", "serve", "loop")  # commands whose parsers jsonargparse makes
+_BUILT = ("annotate", "search", "regime", "serve", "loop")  # commands whose parsers jsonargparse makes
 _PLAIN = {
     "export": ("prmkit.cli.export", "parser"),
     "pairs": ("prmkit.cli.pairs", "parser"),

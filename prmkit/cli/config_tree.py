@@ -18,8 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prmkit.cli.config_values import Schema, check_settings, from_text, members
-from prmkit.cli.signatures import ANYTHING, ClassOf, Kind, ListOf, MappingOf, Record, Setting, Signature, signature
+from prmkit.cli.config_values import Schema, check_settings, from_text, is_reference, members
+from prmkit.cli.signatures import (
+    ANYTHING,
+    ClassOf,
+    Kind,
+    ListOf,
+    MappingOf,
+    Plain,
+    Record,
+    Setting,
+    Signature,
+    signature,
+)
 from prmkit.cli.yaml_text import load_config
 from prmkit.errors import PrmkitError
 
@@ -157,6 +168,10 @@ def _record(kind: Kind, schema: Schema) -> Signature | None:
     return None if record is None else schema.get(record.path) or signature(record.path)
 
 
+def _is_plain(kind: Kind) -> bool:
+    return isinstance(kind, Plain) and kind.name != "null"
+
+
 def _takes_class(kind: Kind) -> bool:
     return any(isinstance(member, ClassOf) for member in members(kind))
 
@@ -212,8 +227,9 @@ class _Override:
         found, is_class = _record(kind, self._schema), _takes_class(kind)
         if self._keys[0].isdigit() and not any(isinstance(m, MappingOf) or m == ANYTHING for m in accepted):
             raise PrmkitError(f"{self._here}.{self._keys[0]}: no such item; {self._here} is not a list")
-        if node is None or (not isinstance(node, dict) and is_class):
-            node = {"class_path": node} if isinstance(node, str) and node else {}
+        or_number = found is not None and not is_reference(node) and any(_is_plain(member) for member in accepted)
+        if node is None or (not isinstance(node, dict) and (is_class or or_number)):
+            node = {"class_path": node} if is_class and isinstance(node, str) and node else {}
             owner[key] = node
         if not isinstance(node, dict):
             raise PrmkitError(f"{self._name}: {self._here} is {node!r} and holds no settings")

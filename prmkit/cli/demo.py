@@ -37,6 +37,7 @@ Interrupted at any moment and started again it goes on where it was, and ends wi
 
 PICTURE = "accuracy_vs_budget.png"
 PAIR = "demo"
+_NO_PULL = ("--model.kl.weight", 0)  # the demo's policy learns from outcomes alone
 _JOBS = ("sft", "annotate", "prm", "grpo", "search")
 _STAGE_NAMES = {"sft": "policy (SFT)", "annotate": "annotation", "prm": "PRM beside GRPO", "search": "best-of-N"}
 
@@ -96,10 +97,11 @@ def stages(output: Path, config: str, seed: int) -> list[list[Stage]]:
         read = (configs[kind], *inputs) if kind in configs else inputs
         return Stage(name, argv, output / name, tuple(outputs), read, environment=environment)
 
-    def fit(kind: str, made: Path, *inputs: Path) -> Stage:
+    def fit(kind: str, made: Path, *inputs: Path, settings: Sequence[object] = ()) -> Stage:
         # a config finds what earlier stages left in the folders beside its own
         root = ("--trainer.default_root_dir", output / kind, "--seed_everything", seed)
-        return stage(kind, kind, ("fit", "--config", configs[kind], *root, "--ckpt_path", "last"), (made,), *inputs)
+        command = ("fit", "--config", configs[kind], *root, "--ckpt_path", "last", *settings)
+        return stage(kind, kind, command, (made,), *inputs)
 
     def search(name: str, solver: Path, *options: object) -> Stage:
         made = [output / name / file for file in ("rows.jsonl", "summary.json", PICTURE)]
@@ -115,7 +117,7 @@ def stages(output: Path, config: str, seed: int) -> list[list[Stage]]:
     return [
         [fit("sft", policy)],
         [stage("annotate", "annotate", (*annotate, "--seed", seed), (annotations,), policy)],
-        [fit("prm", model, policy, annotations), fit("grpo", improved, policy)],
+        [fit("prm", model, policy, annotations), fit("grpo", improved, policy, settings=_NO_PULL)],
         [search("search", policy), search("improved", improved, "--n", 4)],
         [stage("publish", "publish", publish, (published,), policy, model, metrics)],
         [stage("gate", "gate", promote, (promoted,), published)],

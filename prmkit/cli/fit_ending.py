@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from callbacks.export import ExportPretrained
 from callbacks.predictions import PredictionsWriter
 from callbacks.progress import headline
+from callbacks.reward_guards import RewardGuards
 from callbacks.training_summary import TrainingSummary
 from lightning_modules.prm import PRM
 from lightning_modules.sft import SFT
@@ -56,11 +57,19 @@ def _fit(cli: PrmCLI, metrics: dict[str, float]) -> None:
         results = [f"{results[0]}, {summary['tokens']:,} tokens, {format_seconds(summary['seconds'])}"]
     validated = headline(metrics)
     results.insert(0, f"validation: {validated}" if validated else "")
+    results += [_guarded(found) for found in _found(cli, RewardGuards) if found.warnings]
     if not models:
         folders = [str(found.dirpath) for found in trainer.checkpoint_callbacks if getattr(found, "dirpath", None)]
         show_ending(dict.fromkeys(folders), results, [("prm", "export", folder, "OUT") for folder in folders[:1]])
         return
     show_ending([*models, *summaries], results, [_next(cli, models[0])])
+
+
+def _guarded(guards: RewardGuards) -> str:
+    """What guards warned of, in one line."""
+    (first, _), (last, said) = guards.warnings[0], guards.warnings[-1]
+    when = f"step {first}" if first == last else f"steps {first} to {last}"
+    return f"reward guards warned at optimiser {when}; the last: {said}"
 
 
 def _next(cli: PrmCLI, model: str) -> list[str]:

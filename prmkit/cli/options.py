@@ -39,7 +39,7 @@ __all__ = [
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-_WITH_JSON = ("prm search", "prm annotate", "prm annotate --convert", "prm annotate --judge")
+_WITH_JSON = ("prm search", "prm regime", "prm annotate", "prm annotate --convert", "prm annotate --judge")
 
 
 @dataclass(frozen=True)

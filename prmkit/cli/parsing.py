@@ -74,15 +74,28 @@ def user_errors(command: str, parser: Any = None) -> Iterator[None]:
 
 
 def _own_error(error: BaseException) -> PrmkitError | None:
-    """The PrmkitError in a chain of causes, None when there is none."""
+    """The PrmkitError in a chain of causes, or in what members of a union refused; None when there is none."""
     seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        link = waiting.pop(0)
         if isinstance(link, PrmkitError):
             return link
-        seen.add(id(link))
-        link = link.__cause__ or link.__context__
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            waiting += [link.__cause__ or link.__context__, *_members_errors(link)]
     return None
+
+
+def _members_errors(error: BaseException) -> list[BaseException]:
+    """What the members of a union refused a value for. jsonargparse raises from the first of them, and has the others
+    in a variable only."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "raise_union_unexpected_value":
+            return [each for each in trace.tb_frame.f_locals["exceptions"] if isinstance(each, BaseException)]
+        trace = trace.tb_next
+    return []
 
 
 def _interpolation(message: str) -> str:

@@ -33,7 +33,8 @@ from prmkit.cli.output_state import say_state
 from prmkit.cli.outputs import check_output_folder
 from prmkit.cli.pair_option import PAIR_HELP, with_pair
 from prmkit.cli.parsing import expand_configs, user_errors
-from prmkit.errors import ConfigError, StepFormatError
+from prmkit.cli.prm_option import PRM_FLAGS, check_steps_fit, gathered_prms, prm_list
+from prmkit.errors import ConfigError
 from prmkit.evaluation.budgets import (
     BudgetPlan,
     BudgetUnit,
@@ -56,7 +57,7 @@ from prmkit.search.runner import RunParams, Searcher, gather_rows, run_claimed_s
 from prmkit.steps import StepFormat
 from prmkit.types import Problem, SamplingParams, StepScorer, Task
 
-__all__ = ["PLAIN", "SUMMARY", "SearchConfig", "SearchJob", "method_list", "parser", "prm_list", "run"]
+__all__ = ["PLAIN", "SUMMARY", "SearchConfig", "SearchJob", "method_list", "parser", "run"]
 
 SUMMARY = "solve problems with one or several searches under a PRM; accuracy against budget"
 
@@ -82,10 +83,6 @@ every method gets every budget, with the same limit on generated tokens.
 Writes to the output folder: rows.jsonl (a line a problem, method and budget, with all traces, scores and the tree),
 summary.json, accuracy_vs_budget.png and, where levels are known, accuracy_by_level.png. A run that was killed goes on
 where it stopped when it is started again."""
-
-PRM_FLAGS = """
-  --prm_endpoint URL         a server of the PRM; again for each further one (--scorer.http.endpoints)
-  --prm_model NAME           its name there (--scorer.http.model)"""
 
 PLAIN = "best_of_n"
 _MODELS = ("policy", "prm", "discriminator")
@@ -241,35 +238,6 @@ def method_list(value: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def prm_list(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Folders or names of PRMs from a list, or from text with commas; none from None.
-
-    Raises:
-        ConfigError: an empty one, or the same one twice.
-    """
-    if value is None:
-        return ()
-    names = tuple(text.strip(" '\"") for text in (value.strip("[]").split(",") if isinstance(value, str) else value))
-    for name in names:
-        if not name or names.count(name) > 1:
-            raise ConfigError("prm", value, "different model folders or hub names, separated by commas")
-    return names
-
-
-def _gathered(arguments: Sequence[str]) -> list[str]:
-    """The arguments with all `--prm` in place of the first, separated by commas."""
-    kept: list[str] = []
-    found: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        flag, equals, value = argument.partition("=")
-        if flag == "--prm":
-            found.append(value if equals else next(rest, ""))
-        else:
-            kept.append(argument)
-    return [*kept, "--prm", ",".join(found)] if found else kept
-
-
 def parser(names: Sequence[str] | None = None) -> Any:
     """The command's parser, for the settings of these methods; None takes them all, with those of a plain run.
 
@@ -295,7 +263,7 @@ def parser(names: Sequence[str] | None = None) -> Any:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
-    arguments, _ = expand_configs(expand_servers(_gathered([_underscored(argument) for argument in argv])))
+    arguments, _ = expand_configs(expand_servers(gathered_prms([_underscored(argument) for argument in argv])))
     names = method_list(peek(arguments, "method", PLAIN))
     parse = parser(names)
     if wants_help(argv):
@@ -411,14 +379,7 @@ def _resolve(config: SearchConfig, values: Any) -> dict[str, tuple[Path, StepFor
         option = name.partition(".")[0]
         here = _computed_by(name, values).kind != "http"
         models[name] = resolve_model(path, getattr(config, f"{option}_format"), option, weights=here)
-        ours, theirs = models["policy"][1].policy.separator, models[name][1].policy.separator
-        if ours != theirs:
-            called = "PRM" if option == "prm" else name
-            raise StepFormatError(
-                f"policy and {called} do not fit: steps of {config.policy} end with {ours!r}, those {path} was trained "
-                f"on with {theirs!r}. Take a {called} trained on this policy's steps, or name the format with "
-                f"--{option}_format or --policy_format."
-            )
+        check_steps_fit((config.policy, models["policy"][1]), (path, models[name][1]), option)
     return models
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from prmkit.cli.ending import following_search, show_ending
-from prmkit.cli.search import PLAIN, SearchJob, prm_list
+from prmkit.cli.prm_option import prm_list
+from prmkit.cli.search import PLAIN, SearchJob
 from prmkit.evaluation.plots import companion, plot_accuracy
 from prmkit.evaluation.summary import figures, tokens_spent, truth_figures
 from prmkit.evaluation.tables import accuracy_rows, rich_table

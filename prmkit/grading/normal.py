@@ -149,7 +149,7 @@ def _unwrapped(text: str) -> str:
 
 def _is_one(text: str, wrapper: re.Pattern[str]) -> bool:
     r"""True if what was taken off was one pair: not `1\)...\(2`, no brace closed before it is opened."""
-    if re.search(r"\\[()\[\]]", text) or (wrapper is _BOLD and "**" in text):
+    if re.search(r"\\[()\[\]]", text) or (wrapper is _BOLD and text.count("**") in (2, 4, 6)):
         return False
     depth = 0
     for character in re.sub(r"\\[{}]", "", text):

@@ -115,6 +115,7 @@ class AccumulatorTask(GeneratedTask):
     slip_easy: float = 0.18
 
     name = "accumulator"
+    chance = 1 / len(HEX)
 
     def __post_init__(self) -> None:
         for low, high in (("min_ops", "max_ops"), ("hard_min_ops", "hard_max_ops")):

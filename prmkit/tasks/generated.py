@@ -44,6 +44,7 @@ class GeneratedTask(ABC):
     name: str
     splits: tuple[str, ...] = _SPLITS
     step_format: StepFormat = get_step_format("plain")
+    chance: float | None = None
 
     @property
     @abstractmethod

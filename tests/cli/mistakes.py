@@ -23,6 +23,8 @@ SEARCH = "prm search --policy policy --prm prm --limit 4 --output found"
 ANNOTATE = "prm annotate --policy policy --limit 4 --output steps.jsonl"
 CONVERT = "prm annotate --convert labels.jsonl --to prmkit --output new.jsonl"
 FIT = "prm fit --config configs/sft/quick.yaml"
+GRPO = "prm fit --config configs/grpo/quick.yaml"
+REGIME = "prm regime --policy policy"
 PUBLISH = "prm pairs publish math --policy policy --prm prm"
 
 
@@ -134,6 +136,14 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(f"{FIT} --seed_everything=-1", ("seed_everything", "-1", "0..4294967295"), light=False),
     Mistake("prm validate --config configs/sft/quick.yaml", ("ckpt_path", "before its fit", "`last`"), light=False),
     Mistake(f"{FIT} --trainer.accelerator tpu", ("trainer:", "torch_xla"), light=False),
+    Mistake(f"{GRPO} --model.process_weight much", ("process_weight", "'much'", "float | the settings of")),
+    Mistake(f"{GRPO} --model.process_weight.follow sinus", ("process_weight.follow", "'sinus'", "linear | drop |")),
+    Mistake(f"{GRPO} --model.process_weight.updates 9", ("process_weight.follow", "not given", "silent | unsolved")),
+    Mistake(
+        f"{GRPO} --model.source.path policy --model.process_weight.follow linear",
+        ("process_weight.updates", "None", "an integer of at least 1"),
+        light=False,
+    ),
     # sizes and budgets
     Mistake(f"{SEARCH} --n 0", ("n: got 0", "at least 1")),
     Mistake(f"{SEARCH} --budgets 0", ("budgets", "0", "at least 1")),
@@ -145,6 +155,10 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(f"{SEARCH} --chunk 0", ("chunk", "0", "at least 1")),
     Mistake(f"{SEARCH} --in_flight 0", ("in_flight", "0", "at least 1")),
     Mistake(f"{SEARCH} --sampling.temperature=-1", ("sampling.temperature", "-1", "[0, 10]")),
+    Mistake(f"{REGIME} --group 1", ("group", "1", "at least 2")),
+    Mistake(f"{REGIME} --chance 1", ("chance", "1.0", "[0, 1)")),
+    Mistake(f"{REGIME} --sampling.temperature 0", ("sampling.temperature", "0.0", "above 0")),
+    Mistake(f"{REGIME} --thresholds.dense 2", ("thresholds.dense", "2.0", "[0, 1]")),
     Mistake(f"{ANNOTATE} --rollouts 0", ("rollouts", "0", "at least 1")),
     Mistake(f"{ANNOTATE} --chunk 0", ("chunk", "0", "at least 1")),
     Mistake(f"{ANNOTATE} --in_flight 0", ("in_flight", "0", "at least 1")),
@@ -171,6 +185,9 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("prm search --policy policy --prm nowhere --limit 4 --output found", ("--prm nowhere", "no such model")),
     Mistake("prm search --policy folder --limit 4 --output found", ("--policy folder", "config.json")),
     Mistake("prm search --policy org/model --limit 4 --output found", ("--policy org/model", "network")),
+    Mistake("prm regime", ("`policy`", "not given", "--policy VALUE")),
+    Mistake("prm regime --policy prm", ("--policy", "prm")),
+    Mistake("prm regime --policy policy --prm nowhere", ("--prm nowhere", "no such model")),
     Mistake("prm annotate --policy org/model --limit 4 --output new.jsonl", ("--policy org/model", "network")),
     Mistake("prm annotate --policy nowhere --limit 4 --output new.jsonl", ("--policy nowhere", "no such model folder")),
     Mistake("prm annotate --judge labels.jsonl --prm nowhere", ("--prm nowhere", "no such model folder")),

@@ -125,7 +125,9 @@ def test_annotation_is_the_same_in_process_and_through_servers_of_which_one_dies
     assert "engine.dtype: got 'float32'; accepted: None" in capsys.readouterr().err
 
 
-def test_search_with_policy_and_prm_on_servers(memorised_policy, memorised_prm, tokenizer_only, served, tmp_path):
+def test_search_and_regime_with_policy_and_prm_on_servers(
+    memorised_policy, memorised_prm, tokenizer_only, served, tmp_path, capsys
+):
     options = [*TASK, *SAMPLING, "--n", "4"]
     here = ["--policy", str(memorised_policy), "--prm", str(memorised_prm)]
     there = ["--policy", str(tokenizer_only), "--prm", str(tokenizer_only), "--endpoint", served.url, "--model"]
@@ -137,6 +139,14 @@ def test_search_with_policy_and_prm_on_servers(memorised_policy, memorised_prm, 
     assert [row.usage for row in ours] == [row.usage for row in theirs]
     figures = [read_json(tmp_path / name / "summary.json")["figures"]["accuracy"] for name in ("here", "there")]
     assert figures[0] == figures[1]
+    there[-2] = "--prm_model"
+    found = []
+    for models in (here, there):
+        capsys.readouterr()
+        assert main(["regime", *models, *TASK, *SAMPLING[:4], "--split", "test", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["figures"])
+    (ours_of,), (theirs_of,) = (figures.pop("prms").values() for figures in found)
+    assert (found[0], ours_of) == (found[1], theirs_of)
     beam = ["--method", "beam_search", "--budgets", "4", "--limit", "2", "--greedy", "false"]
     assert main(["search", *there, "--output", str(tmp_path / "beam"), *options[:-2], *beam]) == 0
     assert all(row.usage.scored_tokens > 0 for row in read_rows(tmp_path / "beam" / "rows.jsonl"))

@@ -31,7 +31,7 @@ def test_help_imports_nothing_heavy(argv):
     assert not found & (MODELS | PARSERS)
 
 
-@pytest.mark.parametrize("command", ["annotate", "search", "demo"])
+@pytest.mark.parametrize("command", ["annotate", "search", "regime", "demo"])
 def test_help_of_every_command_waits_for_no_model(command):
     assert not imported_by(command, "--help") & MODELS
 

@@ -103,7 +103,7 @@ def optional_keys(kind, prefix: str, node) -> list[str]:
     if NULL in accepted:
         found.append(prefix)
     record = next((member for member in accepted if isinstance(member, Record)), None)
-    if record is not None and not (NULL in accepted and node is None):
+    if record is not None and (len(accepted) == 1 or isinstance(node, dict)):
         inner = _signatures()[1].get(record.path) or signature(record.path)
         node = node if isinstance(node, dict) else {}
         for name, setting in inner.settings.items():
@@ -240,6 +240,21 @@ def test_a_free_mapping_replaces_and_one_key_of_it_can_be_set(tmp_path):
     assert whole.tree["model"]["init_args"]["source"]["config"] == {"model_type": "phi"}
 
 
+def test_a_number_gives_way_to_the_settings_that_the_setting_takes_too(tmp_path):
+    at = "model: {class_path: lightning_modules.grpo.GRPO, init_args: {source: {path: p}, process_weight: %s}}"
+
+    def weight(second: str, *argv: str):
+        return two(tmp_path, at % 0.3, at % second, *argv).tree["model"]["init_args"]["process_weight"]
+
+    dotted = ("--model.process_weight.follow", "silent", "--model.process_weight.end", "0.1")
+    assert weight("1", *dotted) == {"follow": "silent", "end": 0.1}
+    assert weight("{follow: silent}", "--model.process_weight", "0.3") == 0.3
+    with pytest.raises(PrmkitError, match=r"process_weight.follow: not given; accepted: linear"):
+        weight("1", *dotted[2:])
+    with pytest.raises(PrmkitError, match="holds no settings"):
+        weight("'${seed_everything}'", *dotted)
+
+
 def test_another_class_keeps_what_it_has_and_says_what_goes(tmp_path):
     logger = "lightning.pytorch.loggers"
     first = (
@@ -357,6 +372,9 @@ def test_no_config_reads_a_path_with_dots_within(name, tmp_path, monkeypatch):
         [],  # the policy that it begins with is not there
         ["--model.source.path", "./nowhere"],
         ["--data.train.0.path", "no-such-file.jsonl"],
+        ["--config", "configs/grpo/quick.yaml", "--model.process_weight", "much"],
+        ["--config", "configs/grpo/quick.yaml", "--model.process_weight.follow", "lines"],
+        ["--config", "configs/ppo/quick.yaml", "--model.process_weight.follow=linear", "--model.process_weight.n=3"],
         ["stray"],
         ["-x", "1"],
         ["--seed_everything"],
@@ -371,7 +389,7 @@ def test_a_mistake_is_answered_before_torch_is_imported(mistake):
     assert ended.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["annotate", "search", "serve", "loop"])
+@pytest.mark.parametrize("command", ["annotate", "search", "regime", "serve", "loop"])
 def test_commands_have_the_same_rules(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("twice.yaml").write_text("seed: 1\nseed: 2\n")
@@ -390,7 +408,7 @@ def test_commands_have_the_same_rules(command, tmp_path, monkeypatch):
         assert errors.getvalue().count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["annotate", "search", "serve", "loop", "judge", "convert"])
+@pytest.mark.parametrize("command", ["annotate", "search", "regime", "serve", "loop", "judge", "convert"])
 def test_every_option_of_a_command_is_known_to_its_signature(command):
     """The signature from source, against the parser that jsonargparse makes of the classes."""
     made = importlib.import_module(f"prmkit.cli.{command}").parser()

@@ -72,6 +72,7 @@ def scripts(tmp_path_factory):
     [
         (("se",), {"search", "serve"}),
         (("search", "--bud"), {"--budgets", "--budget_unit"}),
+        (("regime", "--thresholds.prm"), {"--thresholds.prm_good", "--thresholds.prm_usable"}),
         (("search", "--budget_unit", ""), {"samples", "tokens"}),
         (("search", "--config", "configs/search/q"), {"configs/search/quick.yaml"}),
         (("search", "--config", "my_"), {"my_config.yaml"}),

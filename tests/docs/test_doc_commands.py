@@ -22,6 +22,7 @@ import yaml
 from prmkit.cli import COMMANDS, main
 from prmkit.cli.options import expand_servers, parse_settings, peek
 from prmkit.cli.parsing import expand_configs
+from prmkit.cli.prm_option import gathered_prms
 from prmkit.resources import find_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +106,7 @@ def parse(argv: list[str], capsys) -> None:
     assert command in COMMANDS, f"prm {command}"
     if "--pair" in rest and command != "pairs":  # stands for the folders of a version
         index = rest.index("--pair")
-        rest[index : index + 2] = ["--policy", "p", *(["--prm", "m"] if command == "search" else [])]
+        rest[index : index + 2] = ["--policy", "p", *(["--prm", "m"] if command in ("search", "regime") else [])]
     if "--help" in rest:
         assert main(argv) == 0
     elif command in ("fit", "validate", "test", "predict"):
@@ -117,9 +118,9 @@ def parse(argv: list[str], capsys) -> None:
             module._parser().parse_args(rest)
     elif command == "loop" and rest[:1] != ["status"]:
         importlib.import_module("prmkit.cli.loop").parse(rest)
-    elif command in ("annotate", "search", "serve") and not {"--convert", "--judge"} & set(rest):
+    elif command in ("annotate", "search", "regime", "serve") and not {"--convert", "--judge"} & set(rest):
         module = importlib.import_module(COMMANDS[command].module)
-        gathered = module._gathered(rest) if command == "search" else rest
+        gathered = gathered_prms(rest) if command in ("search", "regime") else rest
         arguments, _ = expand_configs(expand_servers(gathered) if command != "serve" else gathered)
         chosen = {"annotate": ("omegaprm", str), "search": ("best_of_n", getattr(module, "method_list", None))}
         if command in chosen:

@@ -79,6 +79,20 @@ def test_ppo_over_steps_by_hand():
     assert found["step_returns"][0].tolist() == pytest.approx([0, 0, first + 0.4, 0, 1.0])
 
 
+@pytest.mark.parametrize("levels", ["tokens", "steps"])
+def test_ppo_weighs_the_rewards_of_steps_and_nothing_else(levels):
+    """As if the PRM had given half of what it gave."""
+
+    def advantages(weight: float, *steps: float) -> list[float]:
+        module = PPO(SOURCE, levels=levels, whiten=False, process_weight=weight)
+        made = experience(Reward(1.0, steps, (0.01, 0.02, 0.03)))
+        zeros = torch.zeros(made.action_mask.shape)
+        found, _ = module.advantages(made.filled({"old_values": zeros, "old_step_values": zeros}))
+        return found["advantages"][0].tolist()
+
+    assert advantages(0.5, 0.5, 0.25) == pytest.approx(advantages(1.0, 0.25, 0.125))
+
+
 def test_a_solution_without_steps_is_one_step():
     module = PPO(SOURCE, levels="steps", whiten=False)
     made = experience(Reward(-1.0), steps=())
