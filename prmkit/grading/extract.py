@@ -35,7 +35,7 @@ _MINUS = str.maketrans(dict.fromkeys("−–﹣－", "-"))
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(\{|\S)")
 _BRACE = re.compile(r"\\.|[{}]", re.S)  # an escaped brace is text
 _BETWEEN_BOXES = re.compile(
-    r"(?:[\s$,;.~]|\\[,;: ()]|\\q?quad|\\text\s*\{|\}|\b(?:and|or)(?:\s+also)?\b|[a-zA-Z](?:_\{?\w\}?)?\s*=|&)*"
+    r"(?:[\s$,;.~`*]|\\[,;: ()]|\\q?quad|\\text\s*\{|\}|\b(?:and|or)(?:\s+also)?\b|[a-zA-Z](?:_\{?\w\}?)?\s*=|&)*"
 )
 _JOINING = re.compile(r"[,;]|\b(?:and|or)\b")
 
