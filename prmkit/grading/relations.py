@@ -62,7 +62,7 @@ def split_members(text: str, bracketed: bool) -> list[str] | None:
         if sign.search(text):
             found = split_top(text, sign)
             if found is not None and found[1]:
-                return found[0] if all(found[0]) else None
+                return _flat(found[0], sign) if all(found[0]) else None
     if (
         not bracketed
         and _THOUSANDS.search(text)
@@ -71,3 +71,10 @@ def split_members(text: str, bracketed: bool) -> list[str] | None:
         return [text]
     found = split_top(text, _ANY_COMMA)
     return found[0] if found is not None and all(found[0]) else None
+
+
+def _flat(parts: list[str], sign: re.Pattern[str]) -> list[str]:
+    """Parts between commas with a space, split at other commas that are no thousands separators: `0, 1,-1`."""
+    if sign is not _SURE_COMMA:
+        return parts
+    return [member for part in parts for member in split_members(part, bracketed=False) or [part]]

@@ -126,4 +126,17 @@ def test_attack_on_everything(grader, data_dir):
     assert holes == []
 
 
-KNOWN_EQUAL: set[tuple[str, str]] = set()
+# hand-checked: one value in two spellings, or a value and an amount or name with that value
+KNOWN_EQUAL = {
+    ("-2,1", "1,-2"),
+    ("10,\\!080", "10080"),
+    ("120", "120^\\circ"),
+    ("15", "15\\mbox{ cm}^2"),
+    ("2 \\sqrt{5}", "2\\sqrt{5}"),
+    ("30", "30^\\circ"),
+    ("36", "36^\\circ"),
+    ("36", "\\$36"),
+    ("5", "x=5"),
+    ("90", "90^\\circ"),
+    ("\\frac14", "\\frac{1}{4}"),
+}
