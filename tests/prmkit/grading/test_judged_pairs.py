@@ -11,7 +11,11 @@ from prmkit.grading import MathGrader
 
 PAIRS = [json.loads(line) for line in (Path(__file__).parent / "data" / "judged_pairs.jsonl").open()]
 # what the grader rejects although it is equal, with the reason; none is accepted that is not
-DISAGREEMENTS: dict[tuple[str, str], str] = {}
+DISAGREEMENTS: dict[tuple[str, str], str] = {
+    ("1.2 m", "120\\text{ cm}"): "a single letter after a number may be a variable",
+    ("3x cm", "3x"): "a unit in plain text follows a number only",
+    ("The answer is 5 (five).", "5"): "two values side by side may be a hedge",
+}
 
 
 @pytest.fixture(scope="module")
