@@ -74,7 +74,7 @@ def processbench(grader: MathGrader, data: Path) -> dict[str, Any]:
     different = [record["id"] for record, grade in rows if grade.correct != record["final_answer_correct"]]
     return {
         "processbench_agreement": round(1 - len(different) / len(records), 4),
-        "processbench_label_is_wrong": different,
+        "processbench_different": different,
     }
 
 

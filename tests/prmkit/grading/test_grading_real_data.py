@@ -12,8 +12,8 @@ from prmkit.grading.attack import Target, attack
 from prmkit.grading.normal import number
 
 GSM8K = ("hashes", "boxed", "answer_is", "last_number")
-# answers that equal the gold answer of the data set although ProcessBench says wrong, and one that never states it
-WRONG_LABELS = {"gsm8k-70", "gsm8k-74", "gsm8k-319"}
+# two equal the gold answer although ProcessBench says wrong, one never states it although it says right
+DIFFERENT = {"gsm8k-70", "gsm8k-74", "gsm8k-319"}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_processbench(grader, data_dir):
         for record, grade in zip(records, grader.grade(pairs), strict=True)
         if grade.correct != record["final_answer_correct"]
     }
-    assert different == WRONG_LABELS
+    assert different == DIFFERENT
 
 
 def test_attack_finds_nothing(grader, data_dir):
@@ -107,6 +107,8 @@ def test_distinct_golds_are_not_equal(grader, data_dir):
 
 def value(text):
     """A plain number or fraction by another reading than the grader's."""
+    if "_" in text:
+        return None
     text = re.sub(
         r"\\(?:left|right|!|\$|%)|[${}\s%]|\\text\{[^}]*\}|\^\\circ",
         "",
