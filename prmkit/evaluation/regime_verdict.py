@@ -109,9 +109,7 @@ def _by_prm(figures: Mapping[str, Any], limits: RegimeThresholds, earned: str) -
     usable, words = _judged(figures, limits, absent)
     why = (f"{earned}; {bound}", _groups(figures), words)
     if usable and absent:
-        mixed = (
-            "where there are problems between easy ones and these, outcomes on a mix of all do as well without labels"
-        )
+        mixed = "where there are problems between easy ones and these, a mix of all does as well without labels"
         return Verdict(regime, "outcome_and_prm", CONSTANT_WEIGHT, (*why, mixed))
     if usable:
         return Verdict(regime, "outcome_and_prm", FADING_WEIGHT, why)
