@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prmkit.cli.ending import show_ending
 from prmkit.cli.json_output import JSON_HELP, json_output
 from prmkit.cli.plain_parser import PlainParser
 from prmkit.errors import ConfigError, DataError
@@ -114,8 +115,8 @@ def _own(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         made = getattr(importlib.import_module(module), name)() if module else None
-    except (ImportError, AttributeError) as error:
-        raise ConfigError("--grader", path, "an import path of a class", str(error)) from error
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigError("--grader", path, "an import path of a class that takes no arguments", str(error)) from error
     if not all(callable(getattr(made, method, None)) for method in ("extract", "grade", "group")):
         raise ConfigError("--grader", path, "a class with extract, grade and group (prmkit.protocols.Grader)")
     return made
@@ -154,7 +155,7 @@ def _grade(grader: Any, records: Sequence[tuple[str, Mapping[str, Any]]], only_w
             print(f"{'right' if verdict.correct else 'wrong'}  {answer!r}  gold {gold!r}  {why}")
             shown.append({"record": where, "correct": verdict.correct, "answer": answer, "gold": gold, "why": why})
     correct = sum(verdict.correct for verdict in verdicts)
-    print(f"{correct} of {len(rows)} right ({correct / len(rows):.1%})")
+    show_ending(results=[f"{correct} of {len(rows)} right ({correct / len(rows):.1%})"])
     return {"records": len(rows), "correct": correct, "verdicts": shown}
 
 
@@ -186,7 +187,8 @@ def _attack(grader: Any, records: Sequence[tuple[str, Mapping[str, Any]]]) -> di
         print(f"accepted  {hole.text!r}  gold {hole.gold!r}  {hole.family}")
     families = Counter(hole.family for hole in holes)
     counts = ", ".join(f"{family} {count}" for family, count in families.most_common())
-    print(f"{len(holes)} of {tried} strings accepted on {len(targets)} gold answers{': ' + counts if counts else ''}")
+    found = f"{len(holes)} of {tried} strings accepted on {len(targets)} gold answers"
+    show_ending(results=[f"{found}: {counts}" if counts else found])
     return {
         "targets": len(targets),
         "tried": tried,
