@@ -44,7 +44,7 @@ def test_verdicts_and_reasons(capsys, file):
     status, out, _ = run(capsys, path)
     lines = out.splitlines()
     assert status == 0
-    assert [line.split()[0] for line in lines] == ["right", "right", "wrong", "wrong", "2"]
+    assert [line.split()[0] for line in lines] == ["right", "right", "wrong", "wrong", "result"]
     assert "number is not relation" in lines[2]
     assert "no answer was found" in lines[3]
     status, out, err = run(capsys, path, "--json", "--wrong")
