@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-slow test-vllm lint types contracts wheel check benchmarks clean
+.PHONY: help setup demo test test-slow test-vllm lint types contracts wheel check benchmarks pays clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,9 @@ benchmarks: setup ## the measurements of benchmarks/, one after the other
 	$(BIN)/python benchmarks/preemption.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/first_hour.py
+
+pays: setup ## where the PRM pays: the headline's picture, seed 0
+	$(BIN)/python benchmarks/pays.py --seeds 0
 
 clean: ## remove what was built, not the environment or runs/
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -76,7 +76,7 @@ def run_commands(pages: Any, folder: Path) -> dict[str, Any]:
         for place, words in here:
             if "--output" in words and words[1] == "annotate":  # pages show several ways to make one file
                 for labels in folder.glob(f"{words[words.index('--output') + 1]}*"):
-                    labels.unlink()
+                    shutil.rmtree(labels) if labels.is_dir() else labels.unlink()
             if words[1] == "serve":  # it runs all the while
                 ran += 1
                 continue
@@ -169,5 +169,7 @@ def _server(folder: Path, option: str, model: str) -> Iterator[str]:
                 break
         else:
             raise SystemExit("prm serve did not start")
-        yield address[0]
-        process.send_signal(signal.SIGTERM)
+        try:
+            yield address[0]
+        finally:
+            process.send_signal(signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,12 +12,15 @@ from prmkit.errors import ConfigError
 
 __all__ = ["MonitorCheck"]
 
+logger = logging.getLogger(__name__)
+
 
 class MonitorCheck(Callback):
     """Checks what `EarlyStopping`, `ModelCheckpoint` and other callbacks monitor; `prm fit` has one.
 
     Lightning checks when a callback first looks; without validation data ModelCheckpoint then warns and saves nothing.
-    Here metrics of the validation are checked when one first ends, and all of them after the first epoch with one.
+    Here metrics of the validation are checked when one first ends, and all of them after the first epoch with one; a
+    fit that ends before that warns.
 
     Raises:
         ConfigError: names the callback, the metric, and those that are there.
@@ -37,6 +41,8 @@ class MonitorCheck(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch > 0:
             self._check_all(trainer)
+        if not self._whole and (error := _missing(trainer, "")):  # it may be one of a validation that never came
+            logger.warning("nothing was chosen by a metric that this fit did not log: %s", error)
 
     def _check_all(self, trainer: Trainer) -> None:
         metrics = trainer.callback_metrics
@@ -47,8 +53,14 @@ class MonitorCheck(Callback):
 
 
 def _check(trainer: Trainer, prefix: str) -> None:
+    if error := _missing(trainer, prefix):
+        raise error
+
+
+def _missing(trainer: Trainer, prefix: str) -> ConfigError | None:
+    """What to say of the first monitored metric with this prefix that is not there."""
     if trainer.fast_dev_run:
-        return
+        return None
     known = sorted(map(str, trainer.callback_metrics))
     callbacks: list[Any] = trainer.callbacks
     for callback in callbacks:
@@ -57,9 +69,10 @@ def _check(trainer: Trainer, prefix: str) -> None:
             continue
         if monitor not in known and monitor not in ("epoch", "step"):
             near = difflib.get_close_matches(monitor, known, n=1)
-            raise ConfigError(
+            return ConfigError(
                 f"trainer.callbacks.{type(callback).__name__}.monitor",
                 monitor,
                 ", ".join(known) or "null, for this fit logs no metrics",
                 f"Did you mean {near[0]}?" if near else "",
             )
+    return None

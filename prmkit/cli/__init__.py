@@ -49,6 +49,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command("prmkit.cli.export", "write a model folder that transformers reads from a checkpoint"),
     "annotate": Command("prmkit.cli.annotate", "sample a policy and label its steps by Monte-Carlo rollouts"),
     "search": Command("prmkit.cli.search", "solve problems with searches under a PRM; accuracy against budget"),
+    "grade": Command("prmkit.cli.grade", "verdicts on a file of answers, and why; attack a grader with cheap strings"),
     "regime": Command("prmkit.cli.regime", "before training: which reward a policy can learn from, and why"),
     "serve": Command("prmkit.cli.serve", "serve a policy and a PRM over HTTP, for other machines and processes"),
     "loop": Command("prmkit.cli.loop", "annotate, train PRM and policy, evaluate, publish, gate; again and again"),

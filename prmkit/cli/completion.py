@@ -32,6 +32,7 @@ _PLAIN = {
     "demo": ("prmkit.cli.demo", "parser"),
     "doctor": ("prmkit.cli.doctor", "parser"),
     "configs": ("prmkit.cli.configs", "parser"),
+    "grade": ("prmkit.cli.grade", "parser"),
 }
 _FIT = ("fit", "validate", "test", "predict", "estimate")
 _FIT_JOBS = ("sft", "prm", "grpo", "ppo", "dpo", "strategy")

@@ -108,8 +108,11 @@ def _by_prm(figures: Mapping[str, Any], limits: RegimeThresholds, earned: str) -
     )
     usable, words = _judged(figures, limits, absent)
     why = (f"{earned}; {bound}", _groups(figures), words)
+    if usable and absent:
+        mixed = "where there are problems between easy ones and these, a mix of all does as well without labels"
+        return Verdict(regime, "outcome_and_prm", CONSTANT_WEIGHT, (*why, mixed))
     if usable:
-        return Verdict(regime, "outcome_and_prm", CONSTANT_WEIGHT if absent else FADING_WEIGHT, why)
+        return Verdict(regime, "outcome_and_prm", FADING_WEIGHT, why)
     if absent:
         advice = "outcomes alone stay at chance: label easier problems for a PRM, or train on easier problems first"
         return Verdict(regime, "prm_or_curriculum", None, (*why, advice))

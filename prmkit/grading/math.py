@@ -1,36 +1,35 @@
 r"""Equivalence of mathematical answers.
 
-Three layers, cheapest first: the same normalised text; exact numbers and the structure of sets, tuples and intervals
-(`prmkit.grading.normal`, whose module text states the policy); and for single expressions math-verify, in worker
-processes with a time limit each. Only LaTeX is parsed there, never Python: no answer is evaluated as code.
+Three layers, cheapest first: the kind of each answer (`prmkit.grading.reading`) and exact arithmetic with fractions;
+the rules by kind (`prmkit.grading.equality`); and for expressions and relations that arithmetic does not decide, values
+with many digits and math-verify, in worker processes with a time limit each. No answer is evaluated as code.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 
 from prmkit.errors import ConfigError
+from prmkit.grading.equality import Comparison
 from prmkit.grading.extract import DEFAULT_EXTRACTORS, extract_answer, get_extractors
-from prmkit.grading.normal import Group, group_of, normalise, number
+from prmkit.grading.kinds import Kind, Scalar, Words
 from prmkit.grading.pool import ComparisonPool, Verdict
+from prmkit.grading.reading import read
 from prmkit.records import Grade
 
 __all__ = ["MathGrader"]
 
-_TOLERANCE = 1e-5  # math-verify rounds to 6 decimals; what lies closer is left to it
-_MAX_DEPTH = 8
-_MAX_ITEMS = 32
-_WORD = re.compile(r"[A-Za-z]{3,}(?:[ '-][A-Za-z]+)*")
-_RELATION = re.compile(r"[<>=]|\\(?:in|l[et]|leq|g[et]|geq)(?![a-zA-Z])")
+_APART = 1e-9  # relative; values that are closer as floats are compared with many digits
+_TINY = 1e-20  # smaller floats may be nothing but rounding
 
 _Atoms = tuple[str, str]
 
 
 class MathGrader:
-    """Extracts and compares mathematical answers (see `prmkit.protocols.Grader`). Equivalence is symmetric.
+    """Extracts and compares mathematical answers (see `prmkit.protocols.Grader`). A comparison with a gold answer has a
+    direction; answers are grouped by a relation that is symmetric and transitive.
 
     A comparison that overruns its limits counts as not equivalent, with `Grade.timed_out` set. Workers start with the
     first comparison that needs one and end with `close`, the `with` block, or the process.
@@ -43,6 +42,8 @@ class MathGrader:
         max_chars: longer answers are compared as text only, and marked as timed out when that finds no equality.
         cache_size: verdicts kept, oldest use forgotten first.
         extractors: names of `prmkit.grading.extract.EXTRACTORS`, tried in order by `extract`.
+        tolerance: relative difference allowed between real numbers of which one is written with a decimal point; 0
+            takes decimals at their exact value. In [0, 1). Never applied when answers are grouped.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class MathGrader:
         max_chars: int = 2000,
         cache_size: int = 65536,
         extractors: Sequence[str] = DEFAULT_EXTRACTORS,
+        tolerance: float = 0.0,
     ) -> None:
         minima = {"workers": (workers, 1), "memory_mb": (memory_mb, 512), "max_chars": (max_chars, 1)}
         minima["cache_size"] = (cache_size, 1)
@@ -61,7 +63,10 @@ class MathGrader:
                 raise ConfigError(f"grader.{field}", value, f"an integer of at least {least}")
         if not timeout > 0.0:
             raise ConfigError("grader.timeout", timeout, "a positive number of seconds")
+        if not 0.0 <= tolerance < 1.0:
+            raise ConfigError("grader.tolerance", tolerance, "a relative difference of at least 0 and below 1")
         get_extractors(extractors)
+        self._tolerance = tolerance
         self._extractors = tuple(extractors)
         self._max_chars, self._cache_size = max_chars, cache_size
         self._pool = ComparisonPool(workers, timeout, memory_mb)
@@ -71,13 +76,13 @@ class MathGrader:
         return extract_answer(text, self._extractors)
 
     def grade(self, pairs: Sequence[tuple[str | None, str]]) -> list[Grade]:
-        asked = [(answer, gold) for answer, gold in pairs if answer is not None]
-        verdicts = iter(self._compare([(self._spell(answer), self._spell(gold)) for answer, gold in asked]))
+        asked = [(gold, answer) for answer, gold in pairs if answer is not None]
+        verdicts = iter(self._compare(asked, votes=False))
         return [Grade(False) if answer is None else next(verdicts) for answer, _ in pairs]
 
     def group(self, answers: Sequence[str | None]) -> list[int]:
-        """Classes numbered by first appearance. An answer joins the first class whose first member it equals; one
-        that cannot be compared within the limits is a class of its own (with others of the same spelling)."""
+        """Classes numbered by first appearance. An answer joins the class whose first member it equals; one that cannot
+        be compared within the limits is a class of its own (with others of the same spelling)."""
         classes: dict[object, int] = {}
         members: list[str] = []
         numbers = []
@@ -85,14 +90,15 @@ class MathGrader:
             if answer is None:
                 numbers.append(-1)
                 continue
-            text = self._spell(answer)
-            value = number(text)
-            key: object = text if value is None else value
+            kind = self._read(answer)
+            key: object = kind.value if isinstance(kind, Scalar) and kind.value is not None else kind
+            if key == Words(""):
+                key = answer
             if key not in classes:
-                grades = self._compare([(text, member) for member in members])
+                grades = self._compare([(member, answer) for member in members], votes=True)
                 found = next((i for i, grade in enumerate(grades) if grade.correct), len(members))
                 if found == len(members):
-                    members.append(text)
+                    members.append(answer)
                 classes[key] = found
             numbers.append(classes[key])
         return numbers
@@ -111,29 +117,26 @@ class MathGrader:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _spell(self, answer: str) -> str:
-        return normalise(answer) if len(answer) <= self._max_chars else answer.strip()
+    def _read(self, answer: str) -> Kind:
+        return read(answer) if len(answer) <= self._max_chars else Words(answer.strip())
 
-    def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
-        """Verdicts on pairs of normalised texts. Comparisons of expressions that all pairs need are run together,
-        round by round, until every pair is decided."""
+    def _compare(self, pairs: Sequence[tuple[str, str]], votes: bool) -> list[Grade]:
+        """Verdicts on (gold, answer) pairs. Comparisons of expressions that all pairs need are run together, round by
+        round, until every pair is decided."""
         while True:
             open_atoms: dict[_Atoms, None] = {}
-            grades = [self._decide(left, right, open_atoms) for left, right in pairs]
+            grades = [self._decide(gold, answer, votes, open_atoms) for gold, answer in pairs]
             if not open_atoms:
                 while len(self._cache) > self._cache_size:
                     self._cache.popitem(last=False)
                 return grades
             self._resolve(list(open_atoms))
 
-    def _decide(self, left: str, right: str, open_atoms: dict[_Atoms, None]) -> Grade:
-        timed_out = False
+    def _decide(self, gold: str, answer: str, votes: bool, open_atoms: dict[_Atoms, None]) -> Grade:
+        timed_out = max(len(gold), len(answer)) > self._max_chars
 
         def known(atoms: _Atoms) -> bool:
             nonlocal timed_out
-            if max(map(len, atoms)) > self._max_chars:
-                timed_out = True
-                return False
             if atoms not in self._cache:
                 open_atoms[atoms] = None
                 return False
@@ -142,8 +145,14 @@ class MathGrader:
             timed_out = timed_out or verdict is None
             return bool(verdict)
 
-        correct = _equal(left, right, known, 0)
+        rules = Comparison(known, self._tolerance, self._real, votes)
+        correct = rules.equal(self._read(gold), self._read(answer))
         return Grade(correct, timed_out and not correct)
+
+    def _real(self, text: str) -> float | None:
+        """The value of an expression that was compared before, None where it is not real."""
+        value = self._cache.get((text,))
+        return value[0] if isinstance(value, tuple) and not value[1] else None
 
     def _resolve(self, open_atoms: list[_Atoms]) -> None:
         """Put verdicts on pairs of expressions into the cache. Each expression is tried alone first: one that overruns
@@ -166,49 +175,11 @@ class MathGrader:
 
 
 def _differ(first: Verdict, second: Verdict) -> bool:
-    """Is one not an expression at all, or are their values further apart than rounding explains?"""
+    """True if one is nothing that can be compared, or their values are further apart than rounding explains."""
     if not first or not second:
         return True
     if not isinstance(first, tuple) or not isinstance(second, tuple):
         return False
     a, b = complex(*first), complex(*second)
-    return abs(a - b) > _TOLERANCE * max(1.0, abs(a), abs(b))
-
-
-def _equal(left: str, right: str, known: Callable[[_Atoms], bool], depth: int) -> bool:
-    """Are two normalised texts equal, given verdicts on pairs of expressions?"""
-    if left == right:
-        return bool(left)
-    if not left or not right or depth > _MAX_DEPTH:
-        return False
-    first, second = number(left), number(right)
-    if first is not None and second is not None:
-        return first == second
-    groups = [None if value is not None else group_of(text) for text, value in ((left, first), (right, second))]
-    if groups[0] is not None and groups[1] is not None:
-        return _equal_groups(groups[0], groups[1], known, depth)
-    if any(group is not None for group in groups) and not _RELATION.search(left + right):
-        return False
-    if _WORD.fullmatch(left) or _WORD.fullmatch(right) or not _same_brackets(left, right):
-        return False
-    return known((left, right) if left < right else (right, left))
-
-
-def _equal_groups(left: Group, right: Group, known: Callable[[_Atoms], bool], depth: int) -> bool:
-    if left.kind != right.kind or len(left.items) != len(right.items) or len(left.items) > _MAX_ITEMS:
-        return False
-    if left.kind != "set":
-        return all(_equal(a, b, known, depth + 1) for a, b in zip(left.items, right.items, strict=True))
-    free = list(right.items)
-    for item in left.items:
-        partner = next((other for other in free if _equal(item, other, known, depth + 1)), None)
-        if partner is None:
-            return False
-        free.remove(partner)
-    return True
-
-
-def _same_brackets(left: str, right: str) -> bool:
-    """May two expressions be equal as far as the brackets around their pairs go? (0,1) in a union is not [0,1]."""
-    signatures = [sorted(re.findall(r"([(\[])[^()\[\]]*,[^()\[\]]*([)\]])", text)) for text in (left, right)]
-    return len(signatures[0]) != len(signatures[1]) or signatures[0] == signatures[1]
+    size = max(abs(a), abs(b))
+    return size > _TINY and abs(a - b) > _APART * size

@@ -24,7 +24,7 @@ import prmkit
 __all__ = ["ComparisonPool", "Verdict"]
 
 Verdict = bool | tuple[float, float] | None
-"""Equivalent or not; for one text see `ComparisonPool.run`; None for an overrun limit."""
+"""Equivalent or not; for one text see `ComparisonPool.run`; None for an overrun limit or a value that is too large."""
 
 START_SECONDS = 120.0
 WALL_FACTOR = 5.0
@@ -81,6 +81,8 @@ class _Worker:
 
 def _verdict(line: bytes) -> Verdict:
     value = json.loads(line)
+    if value is None:
+        return None
     return (float(value[0]), float(value[1])) if isinstance(value, list) else bool(value)
 
 
@@ -114,7 +116,9 @@ class ComparisonPool:
             _kill_all(self._workers, self._owner)
 
     def run(self, jobs: Sequence[Sequence[str]]) -> list[Verdict]:
-        """Verdicts on lists of one or two texts, in order; None where a worker overran its time or memory limit.
+        """Verdicts on lists of one or two texts, in order.
+
+        None where a worker overran its time or memory limit, or a value is too large.
 
         Two texts: are they equivalent? One text: the value (real, imaginary) of an expression at a fixed place of its
         variables, false for what cannot be parsed, true for anything else.

@@ -1,29 +1,29 @@
-"""The process that compares expressions with math-verify. Run as `python -m prmkit.grading.worker MEMORY_MB CPU WALL`.
+"""The process that compares expressions. Run as `python -m prmkit.grading.worker MEMORY_MB CPU WALL`.
 
 It reads one JSON list of one or two texts a line and answers each with one JSON line. Two texts: whether they are
 equivalent. One text: `[real, imaginary]`, its value, when it is an expression; false when it cannot be parsed; true
-when it is anything else, an equation or a set, that can be evaluated within the limits. What cannot, never answers: the
-process ends. It does so by timers of its own, of processor and of wall-clock time, so that a machine under load changes
-no verdict and a pool that died leaves nothing running. Everything here may be fed hostile text.
+when it is anything else, a relation or a text for math-verify, that can be evaluated within the limits. null: it is too
+large to be computed with. What takes too long never gets an answer: the process ends. It does so by timers of its own,
+of processor and of wall-clock time, so that a machine under load changes no verdict and a pool that died leaves nothing
+running. Everything here may be fed hostile text.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import resource
 import signal
 import sys
-import zlib
-from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
+
+from prmkit.grading.algebra import compare, probe
+from prmkit.grading.numeric import BeyondLimitsError
 
 __all__ = ["main"]
 
 MEBIBYTE = 1 << 20
-PROBES = ("12345", "z+1", "\\{1,2\\}")
 
 
 def main(memory_mb: int, cpu_seconds: float, wall_seconds: float) -> None:
@@ -35,9 +35,7 @@ def main(memory_mb: int, cpu_seconds: float, wall_seconds: float) -> None:
     """
     channel = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # whatever a library prints must not reach the channel
-    probe, compare = _operations()
-    probe("x+1")
-    compare("(x+1)^2", "x^2+2x+1")  # the first algebra loads much; no request should be charged for that
+    compare("(x+1)^2", "x^2+2x+1", None)
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb * MEBIBYTE, memory_mb * MEBIBYTE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     timers = {signal.ITIMER_PROF: cpu_seconds, signal.ITIMER_REAL: wall_seconds}
@@ -49,63 +47,35 @@ def main(memory_mb: int, cpu_seconds: float, wall_seconds: float) -> None:
     _reply(channel, "ready")
     for line in sys.stdin:
         texts = json.loads(line)
+        engine = _engine() if any("\\" in text for text in texts) and _for_engine(texts) else None
         for timer, seconds in timers.items():
             signal.setitimer(timer, seconds)
-        reply = probe(texts[0]) if len(texts) == 1 else compare(texts[0], texts[1])
+        try:
+            reply: Any = probe(texts[0], engine) if len(texts) == 1 else compare(texts[0], texts[1], engine)
+        except BeyondLimitsError:
+            reply = None
         for timer in timers:
             signal.setitimer(timer, 0.0)
         _reply(channel, reply)
 
 
+def _for_engine(texts: list[str]) -> bool:
+    from prmkit.grading.equality import ENGINE
+
+    return any(ENGINE.search(text) for text in texts)
+
+
+@cache
+def _engine() -> Any:
+    """math-verify, imported and warmed up on the first text that needs it and charged to no request."""
+    from prmkit.grading.engine import Engine
+
+    return Engine()
+
+
 def _reply(channel: Any, value: object) -> None:
     channel.write(json.dumps(value) + "\n")
     channel.flush()
-
-
-def _operations() -> tuple[Callable[[str], list[float] | bool], Callable[[str, str], bool]]:
-    """What is done with one text and with two, the imports done. math-verify's own limits use signals and are switched
-    off: the pool's hold."""
-    import logging
-
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    logging.disable(logging.CRITICAL)
-
-    @lru_cache(maxsize=4096)
-    def parsed(text: str) -> Any:
-        return parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
-
-    def probe(text: str) -> list[float] | bool:
-        for partner in PROBES:
-            compare(text, partner)
-        expressions = [value for value in parsed(text) if not isinstance(value, str)]
-        if not expressions:
-            return False
-        return _value(expressions[0]) if len(expressions) == 1 else True
-
-    def compare(left: str, right: str) -> bool:
-        first, second = parsed(left), parsed(right)
-        # verify is not symmetric: it follows its first argument's form (equation or value, relation or set)
-        return any(
-            verify(a, b, strict=True, timeout_seconds=None) for a, b in ((first, second), (second, first)) if a and b
-        )
-
-    return probe, compare
-
-
-def _value(expression: Any) -> list[float] | bool:
-    """The value of an expression, its variables set to numbers that depend on their names only. Expressions that are
-    equal have equal values, so that most unequal ones can be told apart without algebra; true for anything else."""
-    from sympy import Expr  # type: ignore[import-untyped]
-
-    if not isinstance(expression, Expr):
-        return True
-    places = {symbol: 0.5 + zlib.crc32(symbol.name.encode()) / 2**32 for symbol in expression.free_symbols}
-    try:
-        value = complex(expression.subs(places).evalf(15))
-    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
-        return True
-    return [value.real, value.imag] if math.isfinite(abs(value)) else True
 
 
 if __name__ == "__main__":

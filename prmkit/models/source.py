@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
 import re
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.activations import ACT2FN
 from transformers.models.auto.tokenization_auto import (
     MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
     TOKENIZER_MAPPING_NAMES,
@@ -98,6 +100,13 @@ class ModelSource:
         if self.config is not None and "model_type" not in self.config:
             raise ConfigError("source.config.model_type", None, 'a transformers model type, e.g. "qwen2"')
         to_dtype(self.dtype, "source.dtype")
+        act = None if self.config is None else self.config.get("hidden_act")
+        if isinstance(act, str) and act not in ACT2FN:  # transformers says so when layers are built, much later
+            near = difflib.get_close_matches(act, ACT2FN, n=1)
+            raise ConfigError(
+                "model.source.config.hidden_act", act, "an activation of transformers, e.g. silu, gelu",
+                f"Did you mean {near[0]}?" if near else "",
+            )  # fmt: skip
 
 
 def to_dtype(name: str, field: str = "dtype") -> torch.dtype:

@@ -116,6 +116,7 @@ def jsonl(
     level_field: str | None = None,
     grader: str = "math",
     extractors: Sequence[str] = DEFAULT_EXTRACTORS,
+    tolerance: float = 0.0,
 ) -> RecordTask:
     """Any JSON-lines file, or a folder of them. Splits are named after the files: train.jsonl holds split train.
 
@@ -127,11 +128,13 @@ def jsonl(
         level_field: name of a field with a difficulty label; None when there is none.
         grader: "math" (equivalence of expressions) or "exact" (equality of text).
         extractors: names of `prmkit.grading.EXTRACTORS`, tried in order.
+        tolerance: relative difference allowed between numbers of which one has a decimal point, in [0, 1); 0 compares
+            them exactly. Of grader "math" only.
     """
     if data is None:
         raise ConfigError("task.data", None, "a .jsonl file or a folder of them")
     fields = Fields(question_field, answer_field, solution_field, id_field, level_field)
-    return RecordTask("jsonl", _jsonl_sources(data), fields, _grader(grader, extractors))
+    return RecordTask("jsonl", _jsonl_sources(data), fields, _grader(grader, extractors, tolerance))
 
 
 def hub(
@@ -145,6 +148,7 @@ def hub(
     level_field: str | None = None,
     grader: str = "math",
     extractors: Sequence[str] = DEFAULT_EXTRACTORS,
+    tolerance: float = 0.0,
     streaming: bool = True,
     revision: str | None = None,
 ) -> RecordTask:
@@ -164,13 +168,15 @@ def hub(
     fields = Fields(question_field, answer_field, solution_field, id_field, level_field)
     options = {"streaming": streaming, "revision": revision}
     sources = {split: hub_source(data, split, (config,), **options) for split in splits}
-    return RecordTask("hub", sources, fields, _grader(grader, extractors))
+    return RecordTask("hub", sources, fields, _grader(grader, extractors, tolerance))
 
 
-def _grader(kind: str, extractors: Sequence[str]) -> Grader:
+def _grader(kind: str, extractors: Sequence[str], tolerance: float) -> Grader:
     if kind == "math":
-        return MathGrader(extractors=extractors)
+        return MathGrader(extractors=extractors, tolerance=tolerance)
     if kind == "exact":
+        if tolerance:
+            raise ConfigError("task.tolerance", tolerance, "0 with grader exact", "Take task.grader math.")
         get_extractors(extractors)
         names = tuple(extractors)
         return ExactGrader(lambda text: extract_answer(text, names))

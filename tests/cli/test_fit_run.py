@@ -319,6 +319,12 @@ def test_a_metric_that_is_not_there(capsys, kind, monitor, said, validated):
     assert len(Path("seen.txt").read_text().split()) <= 4  # the first epoch
 
 
+def test_a_fit_that_ends_before_it_validates_says_that_a_metric_was_not_there(caplog):
+    saver = {"class_path": CALLBACKS + "ModelCheckpoint", "init_args": {"monitor": "nothere"}}
+    assert main(["fit", *with_callbacks(saver, max_steps=1)]) == 0
+    assert "ModelCheckpoint.monitor: got 'nothere'" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

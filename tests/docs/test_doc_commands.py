@@ -1,7 +1,8 @@
 """Every fenced block of README and docs: commands are understood, configs are read, code resolves, diagrams hold none.
 
-README's commands are run in their order, smaller, in a folder that holds nothing (`test_readme_from_top_to_bottom`);
-the others are parsed by the command's own parser.
+README's commands that need no server and no GPU are run in their order, smaller, in a folder that holds nothing
+(`test_readme_from_top_to_bottom`); all commands of prm are parsed by their own parsers. `benchmarks/first_hour.py` runs
+those of the other pages that a CPU can run.
 """
 
 import ast
@@ -15,11 +16,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from prmkit.cli import COMMANDS, main
+from prmkit.cli import COMMANDS, convert, judge, main
 from prmkit.cli.options import expand_servers, parse_settings, peek
 from prmkit.cli.parsing import expand_configs
 from prmkit.cli.prm_option import gathered_prms
@@ -44,6 +46,11 @@ PLACEHOLDERS = {
     "OUT": "out",
     "REMOTE": "s3://bucket/pairs",
 }
+
+# Commands of prm whose parser is argparse's.
+PLAIN = ("completion", "configs", "demo", "doctor", "estimate", "export", "grade", "pairs")
+# Programs that are not ours: what they are given is not looked at.
+OTHERS = ("break", "pip", "python", "sleep", "vllm")
 
 
 @dataclass(frozen=True)
@@ -108,28 +115,38 @@ def parse(argv: list[str], capsys) -> None:
     if "--pair" in rest and command != "pairs":  # stands for the folders of a version
         index = rest.index("--pair")
         rest[index : index + 2] = ["--policy", "p", *(["--prm", "m"] if command in ("search", "regime") else [])]
+    module = importlib.import_module(COMMANDS[command].module)
     if "--help" in rest:
         assert main(argv) == 0
     elif command in ("fit", "validate", "test", "predict"):
         status = main([command, *rest, "--print_config"])
         assert status == 0, capsys.readouterr().err
-    elif command in ("pairs", "export", "demo", "doctor"):
-        module = importlib.import_module(COMMANDS[command].module)
-        if hasattr(module, "_parser"):
-            module._parser().parse_args(rest)
-    elif command == "loop" and rest[:1] != ["status"]:
-        importlib.import_module("prmkit.cli.loop").parse(rest)
-    elif command in ("annotate", "search", "regime", "serve") and not {"--convert", "--judge"} & set(rest):
-        module = importlib.import_module(COMMANDS[command].module)
-        gathered = gathered_prms(rest) if command in ("search", "regime") else rest
-        arguments, _ = expand_configs(expand_servers(gathered) if command != "serve" else gathered)
-        chosen = {"annotate": ("omegaprm", str), "search": ("best_of_n", getattr(module, "method_list", None))}
-        if command in chosen:
-            default, kind = chosen[command]
-            parser = module.parser(kind(peek(arguments, "method", default)))
-        else:
-            parser = module.parser()
-        parse_settings(parser, arguments)
+    elif command in PLAIN:
+        module.parser().parse_args(rest)
+    elif argv[:2] == ["loop", "status"]:
+        assert set(rest[2:]) <= {"--watch", "--json"}
+    elif command == "loop":
+        module.parse(rest)
+    else:
+        parse_settings(*_settings_of(command, rest))
+
+
+def _settings_of(command: str, arguments: list[str]) -> tuple[Any, list[str]]:
+    """The parser of a command with settings, and its arguments with configs and abbreviations expanded."""
+    if "--convert" in arguments:
+        return convert.parser(), expand_configs(convert._gathered(arguments))[0]
+    if "--judge" in arguments:
+        return judge.parser(), expand_configs(expand_servers(arguments))[0]
+    module = importlib.import_module(COMMANDS[command].module)
+    if command == "serve":
+        return module.parser(), expand_configs(arguments)[0]
+    gathered = gathered_prms(arguments) if command in ("search", "regime") else arguments
+    expanded, _ = expand_configs(expand_servers(gathered))
+    chosen = {"annotate": ("omegaprm", str), "search": ("best_of_n", getattr(module, "method_list", None))}
+    if command not in chosen:
+        return module.parser(), expanded
+    default, kind = chosen[command]
+    return module.parser(kind(peek(expanded, "method", default))), expanded
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +165,8 @@ def test_commands_are_understood(block, capsys):
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
         elif words[0] == "sbatch":
             assert (ROOT / words[1]).is_file()
+        else:
+            assert words[0] in OTHERS, words
 
 
 @pytest.mark.parametrize("block", of(""))

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 OutcomeMethod = Literal["grpo", "dr_grpo", "rloo", "batch"]
-ProcessMethod = Literal["grpo", "dr_grpo", "token_baseline"]
+ProcessMethod = Literal["grpo", "dr_grpo", "step_baseline", "token_baseline"]
 OUTCOME_METHODS: tuple[OutcomeMethod, ...] = get_args(OutcomeMethod)
 PROCESS_METHODS: tuple[ProcessMethod, ...] = get_args(ProcessMethod)
 
@@ -56,7 +56,8 @@ class GroupConfig:
         outcome: from the reward of a whole trace: "grpo", "dr_grpo", "rloo" or "batch" (see the functions of these
             names; "batch" is `batch_relative`).
         process: from rewards of steps: "grpo" and "dr_grpo" (`process_group_relative` with and without the standard
-            deviation), or "token_baseline".
+            deviation), "step_baseline" (as "grpo", each step compared with the steps of the same number in the other
+            solutions: for a PRM whose scores drift along a solution), or "token_baseline".
         gamma: discount of the rewards of later steps, in [0, 1]: 1 credits a step with everything that follows, 0 with
             its own reward alone.
     """
@@ -116,12 +117,13 @@ class _Groups:
         return cls(row_mask, inverse, len(ids))
 
     def total(self, values: Tensor) -> Tensor:
-        """[number] sum of the members' values, [B] float64."""
-        kept = torch.where(self.row_mask, values, 0.0)
-        return torch.zeros(self.number, dtype=kept.dtype, device=kept.device).index_add_(0, self.inverse, kept)
+        """[number, ...] sum of the members' values, [B, ...] float64."""
+        kept = torch.where(self.row_mask.view(-1, *(1,) * (values.dim() - 1)), values, 0.0)
+        zeros = torch.zeros(self.number, *kept.shape[1:], dtype=kept.dtype, device=kept.device)
+        return zeros.index_add_(0, self.inverse, kept)
 
     def rows(self, values: Tensor) -> Tensor:
-        """[B] each row's own group's value."""
+        """[B, ...] each row's own group's value, [number, ...]."""
         return values[self.inverse]
 
     def differ(self, low: Tensor, high: Tensor) -> Tensor:
@@ -209,6 +211,7 @@ def process_group_relative(
     *,
     scale: bool = True,
     gamma: float = 1.0,
+    by_step: bool = False,
 ) -> GroupAdvantages:
     """Group-relative advantages from rewards of steps, [B, S] (DeepSeekMath, arXiv 2402.03300, section 4.1.3).
 
@@ -224,18 +227,26 @@ def process_group_relative(
         row_mask: [B] bool, True where the trace has rewards.
         scale: divide by the standard deviation (Bessel's correction); False only subtracts the mean.
         gamma: discount in [0, 1]; with 0 a step is judged by its own reward alone.
+        by_step: the mean is over the members' steps of the same number, so that a level of the rewards that depends on
+            nothing but the number of the step cancels; the standard deviation is still one a group.
     """
     mask = step_mask & row_mask[:, None]
     members = _Groups.of(groups, mask.any(1))
     values = torch.where(mask, step_rewards.detach().double(), 0.0)
     count = members.rows(members.total(mask.sum(1).double()))
-    mean = members.rows(members.total(values.sum(1))) / count.clamp(min=1)
-    normal = torch.where(mask, values - mean[:, None], 0.0)
+    if by_step:
+        number = members.rows(members.total(mask.double()))  # [B, S]
+        mean = members.rows(members.total(values)) / number.clamp(min=1)
+    else:
+        mean = (members.rows(members.total(values.sum(1))) / count.clamp(min=1))[:, None]
+    centred = torch.where(mask, values - mean, 0.0)
+    normal = centred
     if scale:
-        variance = members.rows(members.total(normal.square().sum(1))) / (count - 1).clamp(min=1)
-        normal = normal / (variance.sqrt() + _EPSILON)[:, None]
-    low = torch.where(mask, values, torch.inf).amin(1)
-    high = torch.where(mask, values, -torch.inf).amax(1)
+        variance = members.rows(members.total(centred.square().sum(1))) / (count - 1).clamp(min=1)
+        normal = centred / (variance.sqrt() + _EPSILON)[:, None]
+    compared = centred if by_step else values
+    low = torch.where(mask, compared, torch.inf).amin(1)
+    high = torch.where(mask, compared, -torch.inf).amax(1)
     return members.result(rewards_to_go(normal, mask, gamma), members.differ(low, high), step_rewards.dtype)
 
 
@@ -317,6 +328,8 @@ def process_advantages(
         case "dr_grpo":
             mask = step_tokens > 0
             return process_group_relative(step_rewards, mask, groups, row_mask, scale=False, gamma=gamma)
+        case "step_baseline":
+            return process_group_relative(step_rewards, step_tokens > 0, groups, row_mask, gamma=gamma, by_step=True)
         case "token_baseline":
             return token_baseline(step_rewards, step_tokens, groups, row_mask, gamma=gamma)
     raise ConfigError("advantage.process", method, " | ".join(PROCESS_METHODS))

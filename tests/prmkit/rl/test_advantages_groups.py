@@ -140,6 +140,20 @@ def test_process_form_by_hand():
         assert discounted.advantages.tolist() == wanted
 
 
+def test_a_level_that_depends_on_the_number_of_the_step_only_is_no_signal_with_a_step_baseline():
+    drifting = torch.tensor([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1]])
+    tokens = torch.full((2, 3), 6)
+    still = process_advantages("step_baseline", drifting, tokens, rows(0, 0), rows(True, True), 0.0)
+    assert not still.signal.any()
+    assert still.advantages.abs().max() == 0
+    drifting[0, 2] = 0.0
+    got = process_advantages("step_baseline", drifting, tokens, rows(0, 0), rows(True, True), 0.0).advantages
+    assert got[0, 2] < 0 < got[1, 2]
+    assert got[:, :2].abs().max() == 0
+    # The mean of all steps takes a level for a merit.
+    assert process_advantages("grpo", drifting, tokens, rows(0, 0), rows(True, True), 0.0).advantages[0, 0] > 0
+
+
 def slow_process(rewards, tokens, groups, row_mask, method, gamma):
     """Token by token, from the definitions."""
     out = []
@@ -153,6 +167,15 @@ def slow_process(rewards, tokens, groups, row_mask, method, gamma):
                 earned = sum(rewards[j][s] for j in others for s, n in enumerate(tokens[j]) if n)
                 rate = earned / sum(sum(tokens[j]) for j in others)
                 own = {s: rewards[i][s] - tokens[i][s] * rate for s in steps}
+            elif method == "step_baseline":
+                means = {
+                    s: statistics.fmean(rewards[j][s] for j in members if tokens[j][s])
+                    for s in range(5)
+                    if any(tokens[j][s] for j in members)
+                }
+                pool = [rewards[j][s] - means[s] for j in members for s, n in enumerate(tokens[j]) if n]
+                scale = math.sqrt(sum(x * x for x in pool) / (len(pool) - 1)) + 1e-6
+                own = {s: (rewards[i][s] - means[s]) / scale for s in steps}
             else:
                 pool = [rewards[j][s] for j in members for s, n in enumerate(tokens[j]) if n]
                 scale = statistics.stdev(pool) + 1e-6 if method == "grpo" else 1.0
@@ -173,7 +196,7 @@ def random_steps(seed, b=24, s=5):
     return rewards, tokens, groups, torch.rand(b, generator=generator) < 0.8
 
 
-@pytest.mark.parametrize("method", ["grpo", "dr_grpo", "token_baseline"])
+@pytest.mark.parametrize("method", ["grpo", "dr_grpo", "step_baseline", "token_baseline"])
 @pytest.mark.parametrize(("seed", "gamma"), [(0, 1.0), (1, 1.0), (2, 0.7), (3, 0.0)])
 def test_process_methods_equal_the_slow_twin(seed, method, gamma):
     rewards, tokens, groups, row_mask = random_steps(seed)
@@ -184,7 +207,7 @@ def test_process_methods_equal_the_slow_twin(seed, method, gamma):
     assert int(got.excluded) == int(excluded)
 
 
-@pytest.mark.parametrize("method", ["grpo", "dr_grpo", "token_baseline"])
+@pytest.mark.parametrize("method", ["grpo", "dr_grpo", "step_baseline", "token_baseline"])
 def test_process_methods_do_not_depend_on_padding_or_order(method):
     rewards, tokens, groups, row_mask = random_steps(5)
     wanted = process_advantages(method, rewards, tokens, groups, row_mask).advantages

@@ -128,6 +128,8 @@ def test_bad_places(tmp_path):
         (("jsonl",), {}, r"task\.data: got None"),
         (("accumulator",), {"ops": 3}, r"task\.ops: got 3; accepted: for accumulator: min_ops"),
         (("jsonl", "x"), {"grader": "llm"}, r"task\.grader: got 'llm'|no such file"),
+        (("jsonl", "x"), {"tolerance": 2}, r"grader\.tolerance: got 2|no such file"),
+        (("jsonl", "x"), {"grader": "exact", "tolerance": 0.1}, r"task\.tolerance: got 0\.1|no such file"),
         (("bbh", "x"), {"extractors": ["magic"]}, r"grader\.extractors: got 'magic'"),
     ],
 )
