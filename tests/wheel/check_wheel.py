@@ -73,6 +73,9 @@ def main() -> None:
         where = run(python, "-c", "import prmkit, registry; print(prmkit.__file__, registry.__file__)", cwd=place)
         if not all(Path(p).is_relative_to(place) for p in where.split()):
             sys.exit(f"not imported from the wheel: {where}")
+        face = run(python, "-c", "import prmkit; print(prmkit.solve.__name__, prmkit.Registry.__name__)", cwd=place)
+        if face.split() != ["solve", "Registry"]:
+            sys.exit(f"the names of `import prmkit`: {face}")
         print(run(python, "-m", "prmkit", "--help", cwd=place).splitlines()[0])
         light = run(python, "-m", "prmkit", "doctor", "--light", cwd=place)
         if not {"jsonargparse", "shtab"} <= set(re.findall(r"^[a-z-]+", light, re.M)) or "torch" in light:
