@@ -49,6 +49,7 @@ _SMALLER = (
 _PLACES = (
     (r"s3://bucket/pairs", "remote"),
     (r"math@7", "math@1"),
+    (r"my_package\.MyGrader", "prmkit.grading.MathGrader"),
     (r"/shared/", "shared/"),
     (r"^runs/prm$", "runs/demo/prm"),  # of `prm export`: the run
 )
@@ -65,7 +66,7 @@ def run_commands(pages: Any, folder: Path) -> dict[str, Any]:
     found = [
         (f"{block.page}:{block.line}", words)
         for block in pages.BLOCKS
-        if block.language in pages.SHELLS
+        if block.language in pages.SHELLS and block.page != "docs/extending.md"  # run by its own test
         for words in pages.commands(block)
     ]
     here = [(place, words) for place, words in found if words[0] == "prm" and not _elsewhere(words)]
@@ -74,13 +75,13 @@ def run_commands(pages: Any, folder: Path) -> dict[str, Any]:
     ran = 0
     with _servers(folder) as addresses:
         for place, words in here:
-            if "--output" in words and words[1] == "annotate":  # pages show several ways to make one file
-                for labels in folder.glob(f"{words[words.index('--output') + 1]}*"):
-                    shutil.rmtree(labels) if labels.is_dir() else labels.unlink()
             if words[1] == "serve":  # it runs all the while
                 ran += 1
                 continue
             typed = _typed(words, addresses)
+            if "--output" in typed and words[1] == "annotate":  # pages show several ways to make one file
+                for labels in folder.glob(f"{typed[typed.index('--output') + 1]}*"):
+                    shutil.rmtree(labels) if labels.is_dir() else labels.unlink()
             ended = _run(typed, folder)
             print(ended.returncode, shlex.join(typed), flush=True)
             ran += 1
@@ -138,6 +139,8 @@ def _furnish(folder: Path) -> None:
     shutil.copytree(demo / "sft" / "policy", folder / "my-policy")
     for name in ("math", "shared"):
         (folder / name).mkdir()
+    (folder / "answers.jsonl").write_text('{"answer": "1/2", "gold": "0.5"}\n')
+    (folder / "problems.jsonl").write_text('{"question": "1+1", "gold": "2"}\n')
     (folder / "math" / "train.jsonl").write_text('{"problem": "1+1", "final_answer": "2"}\n' * 3)
 
 

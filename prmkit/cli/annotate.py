@@ -286,7 +286,8 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = f"{job.config.output}.parts"
         claims = stack.enter_context(ClaimFolder(folder, job.settings, job.items.chunks, job.items))
-        if not claims.all_done:
+        worked = not claims.all_done
+        if worked:
             same = ("annotate", *job.arguments, "--workers", "1", "--shared", "true")
             stack.enter_context(LocalWorkers(same, job.config.workers - 1, claims.folder))
             workers = Workers(load(stack), entered(job.task.grader, stack))
@@ -301,7 +302,7 @@ def _annotate_shared(job: _Job, load: Any) -> dict[str, Any]:
             run_claimed(annotation_work(job.problems, workers, job.run, show), claims)
         stack.enter_context(claims.gathering())
         output = stack.enter_context(job.open())
-        say_state(output, len(job.problems))
+        say_state(output, len(job.problems), worked=worked)
         return gather(claims, output)
 
 

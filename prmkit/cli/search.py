@@ -426,7 +426,8 @@ def _search_shared(job: SearchJob, run_params: RunParams, stack: ExitStack) -> f
     """Take part in a run that several processes share, and put its rows together if nobody has done so."""
     chunks = -(-len(job.problems) // run_params.chunk)
     claims = stack.enter_context(ClaimFolder(f"{job.rows_path}.parts", job.settings(), chunks, job.items()))
-    if not claims.all_done:
+    worked = not claims.all_done
+    if worked:
         searchers = _searchers(job, stack)
         progress = ProgressLine(
             "search (this worker)", len(job.problems) * len(searchers), at_once=job.config.in_flight
@@ -435,7 +436,7 @@ def _search_shared(job: SearchJob, run_params: RunParams, stack: ExitStack) -> f
         run_claimed(search_work(job.problems, searchers, run_params, show), claims)
     stack.enter_context(claims.gathering())
     output = stack.enter_context(ChunkedOutput(job.rows_path, job.settings(), items=job.items()))
-    say_state(output, len(job.problems))
+    say_state(output, len(job.problems), worked=worked)
     return float(gather(claims, output)["seconds"])
 
 
