@@ -128,7 +128,7 @@ def test_the_loop_follows_where_there_is_nothing_to_reward():
         (["--policy", "POLICY", "--chance", "1"], "chance: got 1.0"),
         (["--policy", "POLICY", "--sampling.temperature", "0"], "sampling.temperature: got 0.0"),
         (["--policy", "POLICY", "--thresholds.dense", "0.001"], "thresholds.dense: got 0.001"),
-        (["--policy", "POLICY", "--task", "acumulator"], "task.name: got 'acumulator'"),
+        (["--policy", "POLICY", "--task", "acumulator"], "task: got 'acumulator'"),
         (["--policy", "POLICY", "--limit", "null"], "limit: got None"),
         (["--policy", "POLICY", "--prm", "a", "--prm", "b", "--prm_endpoint", "http://x"], "prm: got 'a,b'"),
     ],
