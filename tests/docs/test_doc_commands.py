@@ -1,8 +1,8 @@
 """Every fenced block of README and docs: commands are understood, configs are read, code resolves, diagrams hold none.
 
 README's commands that need no server and no GPU are run in their order, smaller, in a folder that holds nothing
-(`test_readme_from_top_to_bottom`); all commands of prm are parsed by their own parsers. `benchmarks/first_hour.py` runs
-those of the other pages that a CPU can run.
+(`test_readme_from_top_to_bottom`); all commands of prm are parsed by their own parsers. Those of the other pages
+that a CPU can run are run by `test_commands_of_all_pages_run`.
 """
 
 import ast
@@ -266,3 +266,12 @@ def test_readme_from_top_to_bottom(tmp_path):
         ran.append(words[1])
     assert ran == ["fit", "annotate", "fit", "fit", "search"]
     assert {"policy", "model"} <= {path.name for path in tmp_path.glob("runs/accumulator/*/*")}
+
+
+@pytest.mark.slow  # about ten minutes
+def test_commands_of_all_pages_run(tmp_path, monkeypatch):
+    """Those that a CPU can run, smaller, in their order, in processes of their own."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    found = importlib.import_module("_doc_commands").run_commands(sys.modules[__name__], tmp_path)
+    assert found["doc_failures"] == {}
+    assert found["doc_commands_run"] > 40
