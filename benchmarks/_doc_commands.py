@@ -1,6 +1,6 @@
 """The commands of README and docs, run: smaller, in their order, in one folder that an earlier demo has filled.
 
-What needs a network, a GPU, vLLM, a cluster or a package index is not run; the tests of tests/docs parse it.
+What needs a network, a GPU, vLLM, a cluster or a package index, and servers as they stand there, is not run; the tests of tests/docs parse it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 # What is not run, by a word of the command.
 _ELSEWHERE = (
-    "make", "torchrun", "sbatch", "vllm", "pip", "python", "break", "sleep", "loop", "openr_figure4", "qwen2.5",
+    "make", "serve", "torchrun", "sbatch", "vllm", "pip", "python", "break", "sleep", "loop", "openr_figure4", "qwen2.5",
     "multistep_arithmetic", "accumulator@best",
 )  # fmt: skip
 _EPOCH = "--trainer.max_epochs 1 --data.iteration.prompts 4 --data.prompts.count 8 --data.validation.count 4"
@@ -70,29 +70,28 @@ def run_commands(pages: Any, folder: Path) -> dict[str, Any]:
         for words in pages.commands(block)
     ]
     here = [(place, words) for place, words in found if words[0] == "prm" and not _elsewhere(words)]
-    here.sort(key=lambda item: item[1] != ["prm", "demo"])  # the other pages go on from it
+    (demo,), others = [[item for item in here if (item[1] == ["prm", "demo"]) == first] for first in (True, False)]
     failures: dict[str, str] = {}
-    ran = 0
+
+    def run(place: str, words: list[str], typed: list[str]) -> None:
+        ended = _run(typed, folder)
+        print(ended.returncode, shlex.join(typed), flush=True)
+        if ended.returncode:
+            lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+            failures[f"{place} {shlex.join(words)}"] = (lines or ended.stderr.splitlines() or ["no output"])[-1]
+
+    run(*demo, _typed(demo[1], []))  # the other pages go on from it
+    _furnish(folder)
     with _servers(folder) as addresses:
-        for place, words in here:
-            if words[1] == "serve":  # it runs all the while
-                ran += 1
-                continue
+        for place, words in others:
             typed = _typed(words, addresses)
             if "--output" in typed and words[1] == "annotate":  # pages show several ways to make one file
                 for labels in folder.glob(f"{typed[typed.index('--output') + 1]}*"):
                     shutil.rmtree(labels) if labels.is_dir() else labels.unlink()
-            ended = _run(typed, folder)
-            print(ended.returncode, shlex.join(typed), flush=True)
-            ran += 1
-            if ended.returncode:
-                lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-                failures[f"{place} {shlex.join(words)}"] = (lines or ended.stderr.splitlines() or ["no output"])[-1]
-            if words == ["prm", "demo"]:
-                _furnish(folder)
+            run(place, words, typed)
     return {
         "doc_commands": len(found),
-        "doc_commands_run": ran,
+        "doc_commands_run": len(here),
         "doc_commands_failed": len(failures),
         "doc_failures": failures,
     }
@@ -140,26 +139,16 @@ def _furnish(folder: Path) -> None:
     for name in ("math", "shared"):
         (folder / name).mkdir()
     (folder / "answers.jsonl").write_text('{"answer": "1/2", "gold": "0.5"}\n')
-    (folder / "problems.jsonl").write_text('{"question": "1+1", "gold": "2"}\n')
+    (folder / "problems.jsonl").write_text('{"question": "One and one?", "gold": "2"}\n')
     (folder / "math" / "train.jsonl").write_text('{"problem": "1+1", "final_answer": "2"}\n' * 3)
 
 
 @contextmanager
 def _servers(folder: Path) -> Iterator[list[str]]:
-    """`prm serve` with a policy, and with a PRM; gives their addresses."""
-    policy, steps = "served/sft/policy", "served/annotate/annotations.jsonl"
-    quick = "--trainer.max_steps 20 --trainer.default_root_dir"
-    for made in (
-        f"fit --config configs/sft/quick.yaml {quick} served/sft",
-        f"annotate --config configs/annotate/quick.yaml --policy {policy} --output {steps}",
-        f"fit --config configs/prm/quick.yaml {quick} served/prm",
-    ):
-        ended = _run(made.split(), folder)
-        if ended.returncode:
-            raise SystemExit(ended.stderr)
+    """`prm serve` with the policy, and with the PRM; gives their addresses."""
     with ExitStack() as stack:
-        yield [stack.enter_context(_server(folder, *model)) for model in
-               (("--policy", policy), ("--prm", "served/prm/model"))]  # fmt: skip
+        models = (("--policy", "runs/policy"), ("--prm", "runs/prm"))
+        yield [stack.enter_context(_server(folder, *model)) for model in models]
 
 
 @contextmanager
