@@ -1,6 +1,7 @@
 """The commands of README and docs, run: smaller, in their order, in one folder that an earlier demo has filled.
 
-What needs a network, a GPU, vLLM, a cluster or a package index, and servers as they stand there, is not run; the tests of tests/docs parse it.
+What needs a network, a GPU, vLLM, a cluster or a package index is not run, and servers are started otherwise; the tests
+of tests/docs parse those commands.
 """
 
 from __future__ import annotations
