@@ -20,8 +20,8 @@ from typing import Any
 
 # What is not run, by a word of the command.
 _ELSEWHERE = (
-    "make", "serve", "torchrun", "sbatch", "vllm", "pip", "python", "break", "sleep", "loop", "openr_figure4", "qwen2.5",
-    "multistep_arithmetic", "accumulator@best",
+    "make", "serve", "torchrun", "sbatch", "vllm", "pip", "python", "break", "sleep", "loop", "openr_figure4",
+    "qwen2.5", "multistep_arithmetic", "accumulator@best",
 )  # fmt: skip
 _EPOCH = "--trainer.max_epochs 1 --data.iteration.prompts 4 --data.prompts.count 8 --data.validation.count 4"
 _LABELS = "--trainer.max_steps 2 --data.train.0.offset 5 --data.val.0.count 5"
